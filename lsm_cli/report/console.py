@@ -1,0 +1,141 @@
+"""The terminal: results on stdout, progress and decisions on stderr, JSON when asked for."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+
+class Progress(Protocol):
+    """What long library work reports to; `total` may be corrected while it runs."""
+
+    def advance(self, amount: float = 1, total: float | None = None) -> None: ...
+
+    def note(self, text: str) -> None: ...
+
+
+class Silent:
+    """A progress that nobody watches."""
+
+    def advance(self, amount: float = 1, total: float | None = None) -> None:
+        pass
+
+    def note(self, text: str) -> None:
+        pass
+
+
+@dataclass
+class Console:
+    """Where a command speaks. With `json`, stdout carries one JSON object and nothing else."""
+
+    json: bool = False
+    quiet: bool = False
+
+    def __post_init__(self) -> None:
+        from rich.console import Console as Rich
+
+        self._out = Rich(file=sys.stdout, highlight=False, soft_wrap=True)
+        self._err = Rich(file=sys.stderr, highlight=False, soft_wrap=True)
+
+    def say(self, text: str) -> None:
+        """A decision that was taken and why, or a thing worth knowing: one line on stderr."""
+        if not self.quiet:
+            self._err.print(text, markup=False)
+
+    def warn(self, text: str) -> None:
+        self._err.print(f"warning: {text}", markup=False, style="yellow")
+
+    def table(
+        self, title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], note: str | None = None
+    ) -> None:
+        """A result table on stdout: first column text, the others right-aligned; None is shown as a dash."""
+        if self.json:
+            return
+        from rich import box
+        from rich.table import Table
+        from rich.text import Text
+
+        table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, title_style="bold", pad_edge=False)
+        for position, column in enumerate(columns):
+            table.add_column(column, justify="left" if position == 0 else "right", overflow="fold")
+        for row in rows:
+            table.add_row(*(Text("–" if cell is None else str(cell)) for cell in row))
+        self._out.print(table)
+        if note:
+            self._out.print(note, markup=False, style="dim")
+
+    def text(self, text: str) -> None:
+        """Plain result text on stdout."""
+        if not self.json:
+            self._out.print(text, markup=False)
+
+    def next(self, command: str) -> None:
+        """The command that a user most likely wants now."""
+        if not self.json and not self.quiet:
+            self._out.print(f"next: {command}", markup=False, style="bold")
+
+    def result(self, value: dict[str, Any]) -> None:
+        """The machine-readable result; printed only with --json."""
+        if self.json:
+            sys.stdout.write(json.dumps(value) + "\n")
+            sys.stdout.flush()
+
+    @contextmanager
+    def progress(self, label: str, total: float | None = None, unit: str = "") -> Iterator[Progress]:
+        """A bar with rate and time left on stderr; silent when stderr is not a terminal or --quiet."""
+        if self.quiet or not self._err.is_terminal:
+            yield Silent()
+            return
+        from rich.progress import BarColumn, SpinnerColumn, TaskProgressColumn, TextColumn, TimeRemainingColumn
+        from rich.progress import Progress as Bars
+
+        bars = Bars(
+            SpinnerColumn(),
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TaskProgressColumn(),
+            TextColumn("{task.fields[rate]}"),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[note]}"),
+            console=self._err,
+            transient=True,
+        )
+        with bars:
+            task = bars.add_task(label, total=total, rate="", note="")
+            yield _Bar(bars, task, unit)
+
+
+class _Bar:
+    def __init__(self, bars: Any, task: Any, unit: str) -> None:
+        self.bars, self.task, self.unit = bars, task, unit
+        self.started, self.done = time.monotonic(), 0.0
+
+    def advance(self, amount: float = 1, total: float | None = None) -> None:
+        self.done += amount
+        rate = self.done / max(time.monotonic() - self.started, 1e-9)
+        more = {} if total is None else {"total": total}
+        self.bars.update(self.task, advance=amount, rate=f"{count(rate)} {self.unit}/s" if self.unit else "", **more)
+
+    def note(self, text: str) -> None:
+        self.bars.update(self.task, note=text)
+
+
+def count(number: float) -> str:
+    """1234567 -> '1.23 M'."""
+    for size, suffix in ((1e9, " G"), (1e6, " M"), (1e3, " k")):
+        if abs(number) >= size:
+            return f"{number / size:.3g}{suffix}"
+    return f"{number:.3g}"
+
+
+def size(number: float) -> str:
+    """Bytes in binary units: 1536 -> '1.5 KiB'."""
+    for power, suffix in ((40, "TiB"), (30, "GiB"), (20, "MiB"), (10, "KiB")):
+        if number >= 1 << power:
+            return f"{number / (1 << power):.3g} {suffix}"
+    return f"{number:.0f} B"
