@@ -1,0 +1,344 @@
+"""Drawing a synthetic world: catalogue, crowd, behaviours, impressions, and the true probability of each label.
+
+Everything is drawn in whole seconds since the world's start, in numpy, from generators seeded per part, so that one
+part's size does not move another's numbers. Labels feed back: a click or an order on an impression becomes an ad
+behaviour that later requests see. Requests are therefore drawn in rounds (the first of every user, the second …),
+each vectorised over users; the part of the history that no label touches is summed once for all.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from lsm_cli.data.worlds import DAY, Target, World
+
+DOMAINS = ("ad", "video", "article")
+ACTIONS = ("view", "click", "like", "share", "order")
+CODE = {action: number for number, action in enumerate(ACTIONS)}
+CLOCK = 1 << 32  # (key, second) packed in one sortable number: key * CLOCK + second
+NONE = -1  # the behaviour or ad lacks this field
+
+
+@dataclass(frozen=True)
+class Catalogue:
+    """The items of one domain, ordered by (leaf, birth). All arrays are [items]."""
+
+    leaf: np.ndarray
+    brand: np.ndarray  # NONE where untagged
+    born: np.ndarray  # second of its first appearance; half the items are there from the start
+    reach: np.ndarray  # cumulative popularity, to draw from a leaf's living items in proportion
+    weight: np.ndarray  # popularity, Zipf
+
+    def draw(self, leaf: np.ndarray, time: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """One living item of each leaf at each time, by popularity; [n] int64."""
+        low = np.searchsorted(self.leaf, leaf, side="left")
+        high = np.searchsorted(self.leaf * CLOCK + self.born, leaf * CLOCK + time, side="right")
+        before = np.where(low > 0, self.reach[low - 1], 0.0)
+        aim = before + rng.random(len(leaf)) * (self.reach[high - 1] - before)
+        return np.clip(np.searchsorted(self.reach, aim, side="right"), low, high - 1)
+
+
+@dataclass(frozen=True)
+class Events:
+    """Behaviours; all arrays are [events]. `item` counts within the domain's catalogue."""
+
+    user: np.ndarray
+    time: np.ndarray
+    domain: np.ndarray
+    scenario: np.ndarray
+    action: np.ndarray
+    item: np.ndarray
+    brand: np.ndarray
+    leaf: np.ndarray
+
+    def take(self, index: np.ndarray) -> Events:
+        return Events(**{name: column[index] for name, column in vars(self).items()})
+
+    @staticmethod
+    def join(parts: list[Events]) -> Events:
+        return Events(**{name: np.concatenate([getattr(p, name) for p in parts]) for name in vars(parts[0])})
+
+
+@dataclass(frozen=True)
+class Requests:
+    """Impressions, ordered by (user, time); all arrays are [impressions]."""
+
+    user: np.ndarray
+    time: np.ndarray
+    scenario: np.ndarray
+    item: np.ndarray
+    brand: np.ndarray
+    leaf: np.ndarray
+
+    def take(self, index: np.ndarray) -> Requests:
+        return Requests(**{name: column[index] for name, column in vars(self).items()})
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """A whole world. `visible` is the logit without history; `label`, `p` and `visible` are keyed by target."""
+
+    world: World
+    users: int
+    seed: int
+    catalogues: dict[str, Catalogue]
+    events: Events  # ordered by (user, time)
+    requests: Requests
+    value: np.ndarray  # [impressions] order value, 0 without an order
+    label: dict[str, np.ndarray]
+    p: dict[str, np.ndarray]
+    visible: dict[str, np.ndarray]
+    intercept: dict[str, float]
+    ad_effect: dict[str, np.ndarray]  # [ads] logit
+
+
+def draw_world(world: World, users: int, seed: int) -> Drawn:
+    """Draw a world of `users` users; the same arguments give the same arrays."""
+    part = iter(np.random.default_rng([seed, number]) for number in range(100))
+    leaves = int(np.prod(world.branching))
+    rng = next(part)
+    crowd = zipf(leaves, 0.7)[rng.permutation(leaves)]
+    brands = max(30, 3 * leaves // world.branching[-1])
+    home = rng.integers(0, leaves // world.branching[-1], brands)  # the middle category that a brand sells in
+    sizes = {"ad": 4 * leaves + users // 10, "video": 8 * leaves + users, "article": 4 * leaves + users // 2}
+    tagged = {"ad": 1.0, "video": 0.2, "article": 0.0}
+    catalogues = {
+        domain: _catalogue(world, sizes[domain], crowd, home, tagged[domain], next(part)) for domain in DOMAINS
+    }
+    events = _behaviours(world, users, catalogues, crowd, next(part))
+    requests = _requests(world, users, catalogues["ad"], events, crowd, next(part))
+    effect = {target.name: _ad_effect(target, catalogues["ad"], brands, next(part)) for target in world.targets}
+    return _live(world, users, seed, catalogues, events, requests, effect, next(part))
+
+
+def zipf(size: int, exponent: float) -> np.ndarray:
+    """Popularity of ranks 1 … size, summing to one."""
+    weight = np.arange(1, size + 1, dtype=np.float64) ** -exponent
+    return weight / weight.sum()
+
+
+def ancestor(leaf: np.ndarray, level: int, branching: tuple[int, int, int]) -> np.ndarray:
+    """The category of each leaf at `level` (1 = coarsest, 3 = the leaf itself)."""
+    return leaf // int(np.prod(branching[level:]))
+
+
+def _catalogue(
+    world: World, size: int, crowd: np.ndarray, home: np.ndarray, tagged: float, rng: np.random.Generator
+) -> Catalogue:
+    leaves = len(crowd)
+    # every leaf keeps at least two items from the start, so that there is always something to show
+    leaf = np.concatenate([np.repeat(np.arange(leaves), 2), rng.choice(leaves, size - 2 * leaves, p=crowd)])
+    born = np.where(rng.random(size) < 0.5, 0, rng.integers(0, world.days * DAY, size))
+    born[: 2 * leaves] = 0
+    order = np.lexsort((born, leaf))
+    leaf, born = leaf[order], born[order]
+    weight = zipf(size, 0.8)[rng.permutation(size)]
+    by_home = np.argsort(home, kind="stable")
+    middle = leaf // world.branching[-1]
+    low, high = (np.searchsorted(home[by_home], middle, side=side) for side in ("left", "right"))
+    pick = low + (rng.random(size) * (high - low)).astype(np.int64)
+    sells = (high > low) & (rng.random(size) < tagged)
+    brand = np.where(sells, by_home[np.minimum(pick, len(home) - 1)], NONE)
+    return Catalogue(leaf, brand, born, np.cumsum(weight), weight)
+
+
+def _behaviours(
+    world: World, users: int, catalogues: dict[str, Catalogue], crowd: np.ndarray, rng: np.random.Generator
+) -> Events:
+    """Content behaviours over all days and ad behaviours before the impression log starts."""
+    end = world.days * DAY
+    episodes = 1 + rng.poisson(world.interests - 1, users)
+    owner = np.repeat(np.arange(users), episodes)
+    first = np.cumsum(episodes) - episodes
+    begin = rng.uniform(-10 * DAY, end, len(owner))
+    length = rng.lognormal(np.log(5 * DAY), 0.8, len(owner))
+    begin, finish = np.maximum(begin, 0.0), np.clip(begin + length, 3600.0, end)
+    topic = rng.choice(len(crowd), len(owner), p=crowd)
+
+    activity = rng.gamma(3.0, 1 / 3.0, users)
+    content = rng.poisson(world.behaviours * activity) + 3
+    sparse = rng.poisson(world.ad_behaviours * activity)
+    user = np.repeat(np.tile(np.arange(users), 2), np.concatenate([content, sparse]))
+    size = len(user)
+    is_ad = np.arange(size) >= content.sum()
+    of_interest = rng.random(size) < world.focus
+    episode = first[user] + (rng.random(size) * episodes[user]).astype(np.int64)
+    inside = begin[episode] + rng.random(size) * (finish[episode] - begin[episode])
+    time = np.where(of_interest, inside, rng.random(size) * end).astype(np.int64)
+    time = np.where(is_ad, time * world.first_request // world.days, time)
+    # most behaviours of an episode are on its topic, some beside it: a sibling leaf, or a cousin
+    spread = rng.random(size)
+    width = np.select([spread < 0.65, spread < 0.88], [1, world.branching[2]], world.branching[1] * world.branching[2])
+    near = topic[episode] // width * width + (rng.random(size) * width).astype(np.int64)
+    leaf = np.where(of_interest, near, rng.choice(len(crowd), size, p=crowd))
+
+    domain = np.where(is_ad, 0, np.where(rng.random(size) < world.article_share, 2, 1))
+    item, brand = np.empty(size, np.int64), np.empty(size, np.int64)
+    for code, name in enumerate(DOMAINS):
+        at = np.flatnonzero(domain == code)
+        item[at] = catalogues[name].draw(leaf[at], time[at], rng)
+        brand[at] = catalogues[name].brand[item[at]]
+    implicit = np.where(rng.random(size) < world.clicks, CODE["click"], CODE["view"])
+    explicit = np.where(rng.random(size) < 0.7, CODE["like"], CODE["share"])
+    liked = rng.random(size) < np.where(of_interest, world.explicit, world.explicit / 4)
+    on_ad = np.where(rng.random(size) < 0.2, CODE["order"], CODE["click"])
+    action = np.where(is_ad, on_ad, np.where(liked, explicit, implicit))
+    scenario = rng.integers(0, 3, size)  # of ads; content scenarios are a matter of the files
+    order = np.lexsort((time, user))
+    return Events(user, time, domain, scenario, action, item, brand, leaf).take(order)
+
+
+def _requests(
+    world: World, users: int, ads: Catalogue, events: Events, crowd: np.ndarray, rng: np.random.Generator
+) -> Requests:
+    """When which ad is shown to whom: partly aimed at what the user has looked at, partly at anyone."""
+    count = np.maximum(rng.poisson(world.impressions * rng.gamma(6.0, 1 / 6.0, users)), 1)
+    user = np.repeat(np.arange(users), count)
+    size = len(user)
+    time = rng.integers(world.first_request * DAY, world.days * DAY, size)
+    time = time[np.lexsort((time, user))]
+    packed = events.user * CLOCK + events.time
+    low = np.searchsorted(packed, user * CLOCK, side="left")
+    seen = np.searchsorted(packed, user * CLOCK + time, side="left") - low
+    # half of the aimed impressions follow the latest behaviours, the other half any of them
+    recent = np.minimum(seen, np.where(rng.random(size) < 0.5, 12, 1 << 30))
+    follow = low + seen - 1 - (rng.random(size) * recent).astype(np.int64)
+    aimed = (rng.random(size) < world.aimed) & (seen > 0)
+    leaf = np.where(aimed, events.leaf[np.maximum(follow, 0)], rng.choice(len(crowd), size, p=crowd))
+    item = ads.draw(leaf, time, rng)
+    scenario = rng.choice(3, size, p=[0.5, 0.2, 0.3])
+    return Requests(user, time, scenario, item, ads.brand[item], ads.leaf[item])
+
+
+def _ad_effect(target: Target, ads: Catalogue, brands: int, rng: np.random.Generator) -> np.ndarray:
+    """What an ad adds to the logit whoever sees it: its advertiser, its own quality, its popularity. [ads]"""
+    advertiser = np.append(rng.normal(0, target.brand_sd, brands), 0.0)  # NONE reads the last
+    own = rng.normal(0, target.ad_sd, len(ads.leaf))
+    fame = np.log(ads.weight)
+    return advertiser[ads.brand] + own + target.popularity * (fame - fame.mean()) / fame.std()
+
+
+def field_values(name: str, rows: Events | Requests, domain: np.ndarray | int, world: World) -> np.ndarray:
+    """Values of a field that kernels match on, [rows]; NONE where absent. Articles know two category levels only."""
+    if name == "brand":
+        return rows.brand
+    if name == "item":
+        return np.where(np.asarray(domain) == 0, rows.item, NONE)  # only ads are shown again as ads
+    level = int(name.removeprefix("category"))
+    value = ancestor(rows.leaf, level, world.branching)
+    return np.where((np.asarray(domain) == 2) & (level == 3), NONE, value)
+
+
+def history_sums(world: World, events: Events, requests: Requests) -> dict[str, np.ndarray]:
+    """S of every kernel, target by target: {name: [kernels, requests]}.
+
+    Events meet requests once per field; the kernels on that field share the pairs.
+    """
+    sums = {target.name: np.zeros((len(target.kernels), len(requests.user))) for target in world.targets}
+    for match in sorted({kernel.match for target in world.targets for kernel in target.kernels}):
+        row, index = matches(match, world, events, requests)
+        age = (requests.time[row] - events.time[index]) / DAY
+        domain, action = events.domain[index], events.action[index]
+        for target in world.targets:
+            strength = np.array([target.strength[action] for action in ACTIONS])
+            for number, kernel in enumerate(target.kernels):
+                if kernel.match == match:
+                    counts = np.isin(DOMAINS, kernel.domains)
+                    weight = strength[action] * counts[domain] * np.exp2(-age / kernel.half_life)
+                    sums[target.name][number] = np.bincount(row, weight, len(requests.user))
+    return sums
+
+
+def matches(match: str, world: World, events: Events, requests: Requests) -> tuple[np.ndarray, np.ndarray]:
+    """Pairs (request, event) of one user, equal in `match`, the event strictly before the request."""
+    value, wanted = field_values(match, events, events.domain, world), field_values(match, requests, 0, world)
+    known = np.flatnonzero(value != NONE)
+    span = int(max(value.max(initial=0), wanted.max(initial=0))) + 1
+    packed = (events.user[known] * span + value[known]) * CLOCK + events.time[known]
+    order = np.argsort(packed, kind="stable")
+    packed = packed[order]
+    key = (requests.user * span + wanted) * CLOCK
+    low = np.searchsorted(packed, key, side="left")
+    high = np.searchsorted(packed, key + requests.time, side="left")  # strictly before: a tie is the future
+    size = np.where(wanted == NONE, 0, high - low)
+    row = np.repeat(np.arange(len(size)), size)
+    rank = np.arange(len(row)) - np.repeat(np.cumsum(size) - size, size)
+    return row, known[order[low[row] + rank]]
+
+
+def _live(
+    world: World,
+    users: int,
+    seed: int,
+    catalogues: dict[str, Catalogue],
+    events: Events,
+    requests: Requests,
+    effect: dict[str, np.ndarray],
+    rng: np.random.Generator,
+) -> Drawn:
+    """Draw the labels in rounds; each positive leaves an ad behaviour that the rounds after it can see."""
+    size = len(requests.user)
+    first = np.searchsorted(requests.user, requests.user, side="left")
+    turn = np.arange(size) - first
+    scenarios = list(world.targets[0].scenario)
+    # in slices, because a category may meet hundreds of behaviours per request
+    slices = [requests.take(rows) for rows in np.array_split(np.arange(size), size // 100_000 + 1)]
+    parts = [history_sums(world, events, rows) for rows in slices]
+    past = {target.name: np.concatenate([part[target.name] for part in parts], axis=1) for target in world.targets}
+    visible, intercept = {}, {}
+    for target in world.targets:
+        name = target.name
+        place = np.array([target.scenario[s] for s in scenarios])[requests.scenario]
+        rest = place + effect[name][requests.item]
+        intercept[name] = _intercept(rest + _history(target, past[name]), target.rate)
+        visible[name] = rest + intercept[name]
+
+    p = {name: np.zeros(size) for name in visible}
+    label = {name: np.zeros(size, bool) for name in visible}
+    rounds, bounds = np.argsort(turn, kind="stable"), np.append(0, np.cumsum(np.bincount(turn)))
+    trail = events.take(np.arange(0))
+    for step in range(len(bounds) - 1):
+        now = rounds[bounds[step] : bounds[step + 1]]
+        shown = requests.take(now)
+        fresh = history_sums(world, trail, shown)
+        for target in world.targets:
+            name = target.name
+            p[name][now] = sigmoid(visible[name][now] + _history(target, past[name][:, now] + fresh[name]))
+            label[name][now] = rng.random(len(now)) < p[name][now]
+            trail = Events.join([trail, _trace(shown, label[name][now], target, rng)])
+    events = Events.join([events, trail])
+    inside = np.flatnonzero(events.time < world.days * DAY)  # an order may arrive after the logs end
+    events = events.take(inside[np.lexsort((events.time[inside], events.user[inside]))])
+    price = rng.lognormal(3.5, 0.8, len(catalogues["ad"].leaf))
+    basket = rng.lognormal(0.0, 0.2, size)
+    value = np.where(label["order"], np.round(price[requests.item] * basket, 2), 0.0)
+    return Drawn(world, users, seed, catalogues, events, requests, value, label, p, visible, intercept, effect)
+
+
+def _history(target: Target, sums: np.ndarray) -> np.ndarray:
+    weight = np.array([kernel.weight for kernel in target.kernels])
+    return (weight[:, None] * np.log1p(sums)).sum(axis=0)  # not BLAS: its sums depend on the number of threads
+
+
+def _trace(shown: Requests, done: np.ndarray, target: Target, rng: np.random.Generator) -> Events:
+    """The ad behaviours that positive labels leave behind, some time after their requests."""
+    rows = shown.take(np.flatnonzero(done))
+    wait = 1 + rng.exponential(target.delay, len(rows.user)).astype(np.int64)
+    action = np.full(len(wait), CODE[target.name])
+    domain = np.zeros(len(wait), np.int64)
+    return Events(rows.user, rows.time + wait, domain, rows.scenario, action, rows.item, rows.brand, rows.leaf)
+
+
+def _intercept(logit: np.ndarray, rate: float) -> float:
+    """The constant that gives the mean probability `rate`, by bisection."""
+    low, high = -20.0, 20.0
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (low, middle) if sigmoid(logit + middle).mean() > rate else (middle, high)
+    return round((low + high) / 2, 6)
+
+
+def sigmoid(x: np.ndarray) -> np.ndarray:
+    return 1 / (1 + np.exp(-x))
