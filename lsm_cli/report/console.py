@@ -50,6 +50,9 @@ class Console:
     def warn(self, text: str) -> None:
         self._err.print(f"warning: {text}", markup=False, style="yellow")
 
+    def error(self, text: str) -> None:
+        self._err.print(f"error: {text}", markup=False, style="red")
+
     def table(
         self, title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], note: str | None = None
     ) -> None:

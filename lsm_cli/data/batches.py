@@ -1,0 +1,191 @@
+"""From pointers to batches: histories are gathered from the memory-mapped columns, vectorised and without padding."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lsm_cli.data.store import Field, Store
+
+SECONDS_PER_DAY = 86_400
+Index = TypeVar("Index", bound=np.ndarray)
+
+
+@dataclass
+class Batch:
+    """B samples with N behaviours in all. Ids are identities: equal ids are the same thing, trained or not.
+
+    Attributes:
+        offsets: int64 [B + 1]; sample b owns behaviours offsets[b]:offsets[b + 1], oldest first.
+        history: field -> int64 [N].
+        age: float32 [N], seconds from behaviour to request, > 0.
+        rank: int64 [N], 1 = the most recent behaviour of its sample.
+        target: field -> int64 [B].
+        calendar: int64 [B, 2], hour of day and day of week (Monday = 0) of the request, UTC.
+        statistics: float32 [B, S], point-in-time statistics; -1 = not known.
+        labels: float32 [B, targets], NaN where the target was not observed.
+        user: int64 [B].
+    """
+
+    offsets: Tensor
+    history: dict[str, Tensor]
+    age: Tensor
+    rank: Tensor
+    target: dict[str, Tensor]
+    calendar: Tensor
+    statistics: Tensor
+    labels: Tensor
+    user: Tensor
+
+    @property
+    def size(self) -> int:
+        return self.offsets.numel() - 1
+
+    @property
+    def behaviours(self) -> int:
+        return self.age.numel()
+
+    def to(self, device: torch.device) -> Batch:
+        if device.type == "cpu":
+            return self
+
+        def move(value: Tensor | dict[str, Tensor]) -> Tensor | dict[str, Tensor]:
+            if isinstance(value, dict):
+                return {name: tensor.to(device, non_blocking=True) for name, tensor in value.items()}
+            return value.to(device, non_blocking=True)
+
+        return replace(self, **{name: move(value) for name, value in vars(self).items()})
+
+
+class Assembler:
+    """Makes batches of one split of a store.
+
+    Args:
+        store: where the trajectories lie.
+        split: which samples.
+        fields: side-information fields to gather.
+        targets: label columns, in this order.
+        max_len: behaviours kept per sample, the most recent ones; 0 = no history.
+        statistics: names of the point-in-time statistics.
+        shuffle_seed: not None gives every user the history of another one, cut at the same request time: the control
+            that shows how much of a result comes from whose history it is.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        split: str,
+        fields: list[Field],
+        targets: list[str],
+        max_len: int,
+        statistics: list[str],
+        shuffle_seed: int | None = None,
+    ) -> None:
+        self.store, self.split, self.max_len = store, split, max_len
+        samples = store.samples(split)
+        self.size = len(samples)
+        self.user, self.end, self.time = (samples.column(name) for name in ("user", "end", "time"))
+        in_history = [field for field in fields if field.in_history]
+        in_sample = [field for field in fields if field.in_sample]
+        self.event_columns = {field.name: store.column(field.name) for field in in_history if not field.level}
+        self.event_levels = {field.name: store.ancestors[:, field.level - 1].copy() for field in in_history if field.level}
+        self.event_category = store.column("category") if self.event_levels else None
+        self.sample_columns = {field.name: samples.column(field.name) for field in in_sample if not field.level}
+        self.sample_levels = {field.name: store.ancestors[:, field.level - 1].copy() for field in in_sample if field.level}
+        self.sample_category = samples.column("category") if self.sample_levels else None
+        self.statistics = [samples.column(f"stat.{name.replace('/', '.')}") for name in statistics]
+        self.labels = [samples.column(f"label.{target}") for target in targets]
+        self.borrowed = None if shuffle_seed is None else derangement(store.users, shuffle_seed)
+
+    def __len__(self) -> int:
+        return self.size
+
+    def lengths(self, index: np.ndarray) -> np.ndarray:
+        """Visible history lengths of samples, after truncation: int64 [len(index)]."""
+        first, end = self._range(index)
+        return end - first
+
+    def _range(self, index: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        user = self.user[index].astype(np.int64)
+        if self.borrowed is None:
+            end = self.end[index]
+        else:
+            user = self.borrowed[user]
+            end = visible_end(self.store, user, self.time[index])
+        return np.maximum(self.store.offsets[user], end - self.max_len), end
+
+    def batch(self, index: np.ndarray) -> Batch:
+        """Gather the samples `index` (any order, int64 [B])."""
+        first, end = self._range(index)
+        offsets = np.zeros(len(index) + 1, np.int64)
+        np.cumsum(end - first, out=offsets[1:])
+        lengths = end - first
+        position = np.arange(offsets[-1])
+        pointer = position + np.repeat(first - offsets[:-1], lengths)
+        time = self.time[index]
+        age = np.repeat(time, lengths) - np.take(self.store.column("time"), pointer)
+        request = time + self.store.base
+        days, ticks = np.divmod(request, SECONDS_PER_DAY * self.store.ticks_per_second)
+        hour = ticks // (3600 * self.store.ticks_per_second)
+        history = {name: _ids(np.take(column, pointer)) for name, column in self.event_columns.items()}
+        target = {name: _ids(column[index]) for name, column in self.sample_columns.items()}
+        if self.event_category is not None:
+            node = np.take(self.event_category, pointer)
+            history |= {name: _ids(np.take(level, node)) for name, level in self.event_levels.items()}
+        if self.sample_category is not None:
+            node = self.sample_category[index]
+            target |= {name: _ids(np.take(level, node)) for name, level in self.sample_levels.items()}
+        labels = np.full((len(index), len(self.labels)), np.nan, np.float32)
+        for column, label in enumerate(self.labels):
+            value = label[index]
+            labels[:, column] = np.where(value < 0, np.nan, value)
+        statistics = np.empty((len(index), len(self.statistics)), np.float32)
+        for column, values in enumerate(self.statistics):
+            statistics[:, column] = values[index]
+        return Batch(
+            offsets=torch.from_numpy(offsets),
+            history=history,
+            age=torch.from_numpy((age / self.store.ticks_per_second).astype(np.float32)),
+            rank=torch.from_numpy(np.repeat(offsets[1:], lengths) - position),
+            target=target,
+            calendar=torch.from_numpy(np.stack([hour, (days + 3) % 7], 1)),
+            statistics=torch.from_numpy(statistics),
+            labels=torch.from_numpy(labels),
+            user=torch.from_numpy(self.user[index].astype(np.int64)),
+        )
+
+
+def _ids(column: np.ndarray) -> Tensor:
+    return torch.from_numpy(column.astype(np.int64))
+
+
+def visible_end(store: Store, user: np.ndarray, time: np.ndarray) -> np.ndarray:
+    """Exclusive pointer to the events of `user` before `time` (ticks; ties are future): int64 [n].
+
+    A binary search in all users' ranges at once: log2(longest history) vectorised steps.
+    """
+    low, high = store.offsets[user].copy(), store.offsets[user + 1].copy()
+    times = store.column("time")
+    while (open_ := np.flatnonzero(low < high)).size:
+        middle = (low[open_] + high[open_]) // 2
+        before = times[middle] < time[open_]
+        low[open_[before]] = middle[before] + 1
+        high[open_[~before]] = middle[~before]
+    return low
+
+
+def derangement(size: int, seed: int) -> np.ndarray:
+    """A permutation without fixed points (for size > 1): int64 [size]."""
+    order = np.random.default_rng([seed, 77]).permutation(size)
+    moved = np.empty(size, np.int64)
+    moved[order] = np.roll(order, 1)
+    return moved
+
+
+def epoch_order(size: int, seed: int, epoch: int) -> np.ndarray:
+    """The order of the samples in one epoch; a function of (seed, epoch) only, so that a resumed run finds its place."""
+    return np.random.default_rng([seed, epoch]).permutation(size)

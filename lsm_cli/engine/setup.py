@@ -1,0 +1,100 @@
+"""From recipe and store to a model and its batches; the same for training, evaluation and profiling."""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from lsm_cli.data.batches import Assembler
+from lsm_cli.data.store import Field, Store
+from lsm_cli.engine.device import Compute, decide
+from lsm_cli.errors import InputError
+from lsm_cli.models.ranking import RankingModel
+from lsm_cli.recipe import Recipe
+
+
+@dataclass(frozen=True)
+class Setup:
+    """Everything that recipe and store decide together."""
+
+    recipe: Recipe
+    store: Store
+    compute: Compute
+    fields: list[Field]
+    targets: list[str]
+    statistics: list[str]
+
+    @classmethod
+    def of(cls, recipe: Recipe, store: Store) -> Setup:
+        """Resolve field and target names against the store.
+
+        Raises:
+            InputError: a name that the store does not have.
+        """
+        names = _known(recipe.data.fields, list(store.fields), "data.fields", store)
+        targets = _known(recipe.data.targets, store.targets, "data.targets", store)
+        _known(list(recipe.train.weights), targets, "train.weights", store)
+        statistics = store.statistics if recipe.data.statistics else []
+        return cls(recipe, store, decide(recipe.train), [store.fields[name] for name in names], targets, statistics)
+
+    def model(self) -> RankingModel:
+        categories = self.store.category_rows if self.store.depth else None
+        model = RankingModel(self.recipe, self.fields, len(self.targets), len(self.statistics), categories)
+        return model.to(self.compute.device)
+
+    def assembler(self, split: str, shuffle_seed: int | None = None) -> Assembler:
+        reads = self.recipe.model.sequence != "none"
+        return Assembler(
+            self.store,
+            split,
+            self.fields,
+            self.targets,
+            self.recipe.model.max_len if reads else 0,
+            self.statistics,
+            shuffle_seed,
+        )
+
+    def decisions(self) -> list[str]:
+        """What was decided and why, a line each."""
+        model, train = self.recipe.model, self.recipe.train
+        lines = [f"device     {self.compute.describe()}"]
+        lines.append(f"fields     {', '.join(field.name for field in self.fields)}")
+        lines.append(f"targets    {', '.join(self.targets)}")
+        if model.sequence == "none":
+            lines.append("history    not read by this recipe")
+        else:
+            visible = visible_lengths(self.store, "train")
+            cut = float(np.mean(visible > model.max_len)) if len(visible) else 0.0
+            lines.append(
+                f"history    the most recent {model.max_len:,} behaviours; the older ones of {cut:.0%} of the training "
+                f"samples are dropped (median {int(np.median(visible)) if len(visible) else 0:,} visible)"
+            )
+        lines.append(
+            f"tables     {sum(field.rows for field in self.fields):,} rows x {model.dim}, {train.table_optimizer}, "
+            f"lr {train.table_lr:g}; dense lr {train.lr:g}"
+        )
+        return lines
+
+
+def visible_lengths(store: Store, split: str) -> np.ndarray:
+    """Behaviours before the request, untruncated: int64 [samples]."""
+    samples = store.samples(split)
+    return samples.column("end") - store.offsets[samples.column("user")]
+
+
+def parameters(model: torch.nn.Module) -> int:
+    """Numbers that training can change: dense parameters and table rows."""
+    dense = sum(parameter.numel() for parameter in model.parameters())
+    return dense + sum(buffer.numel() for name, buffer in model.named_buffers() if name.endswith(".weight"))
+
+
+def _known(asked: list[str], available: list[str], key: str, store: Store) -> list[str]:
+    for name in asked:
+        if name not in available:
+            near = difflib.get_close_matches(name, available, n=1)
+            hint = f"did you mean {near[0]!r}? " if near else ""
+            raise InputError(f"{key}: {store.path} has no {name!r}; {hint}it has {', '.join(available)}")
+    return asked or available

@@ -1,0 +1,318 @@
+"""The one training loop."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lsm_cli.data.batches import Batch, epoch_order
+from lsm_cli.engine import evaluate, schedule
+from lsm_cli.engine.run import RunFolder
+from lsm_cli.engine.setup import Setup
+from lsm_cli.errors import InputError, LsmError
+from lsm_cli.models.ranking import RankingModel
+from lsm_cli.report.console import Progress, Silent
+
+FIT_SAMPLES = 50_000  # training samples from which the scale of numeric features is taken
+CHECK_STEPS = 100  # steps between looks at the loss; each look waits for the device
+
+
+class Interrupted(LsmError):
+    """The user stopped the run; its state is saved."""
+
+    exit_code = 130
+
+
+@dataclass
+class Position:
+    """Where a run stands: a checkpoint holds it, a resumed run starts from it."""
+
+    epoch: int = 0
+    step: int = 0  # steps done, over all epochs
+    best: float | None = None
+    worse: int = 0  # validations since the best one
+    finished: bool = False
+    seconds: float = 0.0  # spent in training steps
+    samples: int = 0
+    loss: float = 0.0  # summed since the last look at it
+    pending: int = 0  # steps in that sum
+
+
+class Trainer:
+    """Trains one model.
+
+    Args:
+        setup: recipe, store and device.
+        run: where to write.
+        progress: who watches.
+        stop: asked after every step; True saves the state and raises `Interrupted`.
+    """
+
+    def __init__(
+        self,
+        setup: Setup,
+        run: RunFolder,
+        progress: Progress | None = None,
+        stop: Callable[[], bool] = lambda: False,
+    ) -> None:
+        self.setup, self.run, self.progress, self.stop = setup, run, progress or Silent(), stop
+        self.options = setup.recipe.train
+        self.train = setup.assembler("train")
+        self.valid = setup.assembler("valid")
+        self.steps_per_epoch = math.ceil(len(self.train) / self.options.batch_size)
+        self.total = self.steps_per_epoch * self.options.epochs
+        self.model = setup.model()
+        decays = [p for p in self.model.parameters() if p.ndim > 1]
+        flat = [p for p in self.model.parameters() if p.ndim <= 1]
+        self.dense = torch.optim.AdamW(
+            [{"params": decays, "weight_decay": self.options.weight_decay}, {"params": flat, "weight_decay": 0.0}],
+            lr=self.options.lr,
+        )
+        self.parameters = decays + flat
+        self.scaler = torch.amp.GradScaler(setup.compute.device.type, enabled=setup.compute.precision == "fp16")
+        self.average = [p.detach().clone() for p in self.parameters] if self.options.ema else []
+        self.weights = torch.tensor(
+            [self.options.weights.get(target, 1.0) for target in setup.targets], device=setup.compute.device
+        )
+        self.at = Position()
+        self.history: list[dict[str, Any]] = []  # the lines of metrics.jsonl
+        self.board = _board(self.options.tensorboard, run)
+        self.saved = time.monotonic()
+
+    # the loop
+
+    def fit(self) -> None:
+        """Train to the end, from wherever the run stands."""
+        state = self.run.load_state()
+        if state is None:
+            self._fit_scales()
+            self.run.write_metrics([])
+        else:
+            self._restore(state)
+        self.progress.advance(self.at.samples, total=len(self.train) * self.options.epochs)
+        validate_at = self._validation_steps()
+        while not self.at.finished:
+            self._epoch(validate_at)
+            if self.at.epoch == self.options.epochs:
+                self.at.finished = True
+                self._save()
+
+    def best(self) -> RankingModel:
+        """The model with the weights of the best validation."""
+        self.model.load_state_dict(self.run.load_weights(), strict=False)
+        return self.model
+
+    def _epoch(self, validate_at: set[int]) -> None:
+        order = epoch_order(len(self.train), self.options.seed, self.at.epoch)
+        size = self.options.batch_size
+        done = self.at.step - self.at.epoch * self.steps_per_epoch
+        loss = torch.tensor(self.at.loss, device=self.setup.compute.device)
+        for number in range(done, self.steps_per_epoch):
+            started = time.perf_counter()
+            index = order[number * size : (number + 1) * size]
+            loss += self._step(self.train.batch(index).to(self.setup.compute.device))
+            self.at.step += 1
+            self.at.samples += len(index)
+            self.at.pending += 1
+            last = number + 1 == self.steps_per_epoch
+            look = self.at.pending == CHECK_STEPS or last or self.at.step in validate_at
+            mean = float(loss) / self.at.pending if look else 0.0  # waits for the device
+            self.at.seconds += time.perf_counter() - started
+            self.progress.advance(len(index))
+            if look:
+                self._check(mean)
+                loss.zero_()
+                self.at.pending = 0
+            self.at.epoch += last
+            self.at.loss = 0.0
+            if self.at.step in validate_at:
+                self._validate(mean)
+            if self.at.finished:
+                return
+            overdue = time.monotonic() - self.saved > self.options.checkpoint_seconds
+            if overdue or self.stop():
+                self.at.loss = float(loss)
+                self._save()
+                if self.stop():
+                    raise Interrupted(
+                        f"{self.run.path}: stopped after {self.at.step:,} of {self.total:,} steps; the state is saved, "
+                        "go on with --resume"
+                    )
+
+    def _step(self, batch: Batch) -> Tensor:
+        """One update; returns the detached loss, still on the device."""
+        self.model.train()
+        rate = schedule.factor(self.at.step, self.total, self.options)
+        for group in self.dense.param_groups:
+            group["lr"] = self.options.lr * rate
+        rows = self.model.fetch(batch)
+        with self.setup.compute.autocast():
+            logits = self.model(batch, rows)
+        loss = self._loss(logits.float(), batch.labels)
+        self.dense.zero_grad(set_to_none=True)
+        self.scaler.scale(loss).backward()
+        self.scaler.unscale_(self.dense)
+        leaves = self.model.bank.leaves(rows)
+        if self.scaler.is_enabled():
+            for leaf in leaves:
+                if leaf.grad is not None:
+                    leaf.grad.mul_(1 / self.scaler.get_scale())
+        if self.options.clip:
+            grads = [p.grad for p in (*self.parameters, *leaves) if p.grad is not None]
+            norm = torch.nn.utils.get_total_norm(grads)
+            torch._foreach_mul_(grads, (self.options.clip / (norm + 1e-6)).clamp(max=1.0))
+        before = self.scaler.get_scale()
+        self.scaler.step(self.dense)
+        self.scaler.update()
+        if not self.scaler.is_enabled() or self.scaler.get_scale() >= before:  # else fp16 overflowed: skip the step
+            self.model.bank.update(rows, self.options.table_lr * rate)
+        if self.average:
+            torch._foreach_lerp_(self.average, [p.detach() for p in self.parameters], 1 - self.options.ema)
+        return loss.detach()
+
+    def _loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Weighted sum over targets of the mean log loss over the samples where the target was observed."""
+        seen = ~labels.isnan()
+        losses = F.binary_cross_entropy_with_logits(logits, labels.nan_to_num(), reduction="none") * seen
+        return ((losses.sum(0) / seen.sum(0).clamp(min=1)) * self.weights).sum()
+
+    # validation and the best weights
+
+    def _validation_steps(self) -> set[int]:
+        share = self.steps_per_epoch / self.options.evaluations
+        return {
+            epoch * self.steps_per_epoch + max(1, round(share * (place + 1)))
+            for epoch in range(self.options.epochs)
+            for place in range(self.options.evaluations)
+        }
+
+    def _validate(self, loss: float) -> None:
+        index = np.arange(len(self.valid))
+        if len(index) > self.options.valid_samples:
+            index = np.sort(np.random.default_rng(0).permutation(len(index))[: self.options.valid_samples])
+        started = time.perf_counter()
+        with self._averaged():
+            logits = evaluate.score(self.model, self.valid, self.setup.compute, index)
+            found = evaluate.validate(logits, self.valid, index, self.setup.targets)
+            quality = self._quality(found)
+            better = self.at.best is None or quality > self.at.best
+            if better:
+                self.at.best, self.at.worse = quality, 0
+                self.run.save_weights(weights(self.model))
+            else:
+                self.at.worse += 1
+        line = {
+            "step": self.at.step,
+            "epoch": round(self.at.step / self.steps_per_epoch, 4),
+            "train_loss": loss,
+            "valid": found,
+            "metric": quality,
+            "best": better,
+            "samples_per_second": round(self.at.samples / max(self.at.seconds, 1e-9), 1),
+            "validation_seconds": round(time.perf_counter() - started, 3),
+        }
+        self.history.append(line)
+        self.run.write_metrics(self.history)
+        self.progress.note(f"loss {loss:.4f}  valid {self.options.metric} {abs(quality):.4f}")
+        if self.board is not None:
+            self.board.add_scalar("train/loss", loss, self.at.step)
+            for target, entry in found.items():
+                for name in ("auc", "gauc", "logloss", "calibration"):
+                    if entry[name] is not None:
+                        self.board.add_scalar(f"valid/{target}/{name}", entry[name], self.at.step)
+        if self.options.patience and self.at.worse >= self.options.patience:
+            self.at.finished = True
+        self._save()
+
+    def _quality(self, found: dict[str, Any]) -> float:
+        """The recipe's metric, averaged over targets; larger is better."""
+        name = self.options.metric
+        values = [entry[name] for entry in found.values() if entry[name] is not None]
+        if not values:
+            raise InputError(
+                f"{self.setup.store.path}: train.metric = {name!r} cannot be computed on the validation samples (no user "
+                "has both classes); use train.metric=logloss"
+            )
+        return float(np.mean(values)) * (-1 if name == "logloss" else 1)
+
+    @contextmanager
+    def _averaged(self) -> Iterator[None]:
+        """The averaged dense weights in place of the current ones."""
+        if not self.average:
+            yield
+            return
+        current = [p.detach().clone() for p in self.parameters]
+        with torch.no_grad():
+            torch._foreach_copy_(self.parameters, self.average)
+            yield
+            torch._foreach_copy_(self.parameters, current)
+
+    def _check(self, loss: float) -> None:
+        if not math.isfinite(loss):
+            raise LsmError(
+                f"the loss became {loss} before step {self.at.step:,}; try a smaller train.lr or train.table_lr, or "
+                "train.precision=fp32"
+            )
+
+    # state
+
+    def _fit_scales(self) -> None:
+        index = epoch_order(len(self.train), self.options.seed, 1 << 30)[:FIT_SAMPLES]
+        values = [
+            self.model.numbers(self.train.batch(index[start : start + 4096]).to(self.setup.compute.device))
+            for start in range(0, len(index), 4096)
+        ]
+        self.model.numeric.fit(torch.cat(values))
+
+    def _save(self) -> None:
+        self.run.save_state(
+            {
+                "position": vars(self.at).copy(),
+                "model": self.model.state_dict(),
+                "dense": self.dense.state_dict(),
+                "scaler": self.scaler.state_dict(),
+                "average": self.average,
+                "rng": torch.get_rng_state(),
+                "cuda_rng": torch.cuda.get_rng_state() if self.setup.compute.device.type == "cuda" else None,
+                "history": self.history,
+            }
+        )
+        self.saved = time.monotonic()
+
+    def _restore(self, state: dict[str, Any]) -> None:
+        self.at = Position(**state["position"])
+        self.model.load_state_dict(state["model"])
+        self.dense.load_state_dict(state["dense"])
+        if state["scaler"]:
+            self.scaler.load_state_dict(state["scaler"])
+        for kept, value in zip(self.average, state["average"], strict=True):
+            kept.copy_(value)
+        torch.set_rng_state(state["rng"])
+        if state["cuda_rng"] is not None and self.setup.compute.device.type == "cuda":
+            torch.cuda.set_rng_state(state["cuda_rng"])
+        self.history = state["history"]
+        self.run.write_metrics(self.history)
+
+
+def weights(model: torch.nn.Module) -> dict[str, Tensor]:
+    """What scoring needs: everything but the optimisers' state."""
+    return {name: tensor for name, tensor in model.state_dict().items() if ".optimizers." not in name}
+
+
+def _board(wanted: bool, run: RunFolder) -> Any:
+    if not wanted:
+        return None
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        raise InputError("train.tensorboard = true: TensorBoard is not installed; pip install 'lsm-cli[tensorboard]'") from None
+    return SummaryWriter(str(run.path / "tensorboard"))

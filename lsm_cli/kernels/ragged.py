@@ -1,0 +1,220 @@
+"""Ragged attention without ever writing [behaviours, width]: one trilinear form and its three partial derivatives.
+
+A batch of B samples has N behaviours in all; behaviour i belongs to sample row_i and names row id_i of a table
+T [R, d]. Everything that target attention needs of such a field is in
+
+    L(T, q, w) = Σ_i w_i ⟨T[id_i], q[row_i]⟩
+
+  dot    ∂L/∂w  [N]     scores of the behaviours under a query per sample
+  pool   ∂L/∂q  [B, d]  weighted sum of the behaviours of each sample
+  spread ∂L/∂T  [R, d]  the gradient that the table receives
+
+so the backward pass of each is made of the other two. Three ways to compute them:
+
+  small      R is not larger than a few mean lengths: work on [B, R] with one matrix product (time buckets, scenarios,
+             upper category levels); N enters only as scalars.
+  compiled   CPU: sampled matrix product (dot) and embedding bags (pool, spread) read each row from the table once and
+             keep the sums in registers. spread sorts the ids once per batch and field, shared by all layers.
+  reference  plain gathers; any device; the oracle of the tests.
+"""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+class Segments:
+    """Which behaviour belongs to which sample: offsets int64 [B + 1], sample b owns offsets[b]:offsets[b + 1]."""
+
+    def __init__(self, offsets: Tensor, total: int | None = None) -> None:
+        self.offsets = offsets
+        self.size = offsets.numel() - 1
+        self.total = int(offsets[-1]) if total is None else total
+
+    @cached_property
+    def lengths(self) -> Tensor:
+        return self.offsets.diff()
+
+    @cached_property
+    def row(self) -> Tensor:
+        """int64 [N]: the sample of each behaviour."""
+        samples = torch.arange(self.size, device=self.offsets.device)
+        return torch.repeat_interleave(samples, self.lengths, output_size=self.total)
+
+
+class Occurrences:
+    """Where the rows of one table occur in ragged histories.
+
+    Args:
+        ids: int64 [N], rows of a table with `rows` rows.
+        segments: whose behaviours they are.
+    """
+
+    def __init__(self, ids: Tensor, rows: int, segments: Segments, method: str = "auto") -> None:
+        self.ids, self.rows, self.segments = ids, rows, segments
+        self.method = _choose(rows, segments, ids) if method == "auto" else method
+
+    @cached_property
+    def cell(self) -> Tensor:
+        """int64 [N]: position of (sample, id) in a flattened [B, R]."""
+        return self.segments.row * self.rows + self.ids
+
+    @cached_property
+    def grouped(self) -> tuple[Tensor, Tensor, Tensor]:
+        """(present rows [U], start of each row's group [U], samples in group order [N], order) by a stable sort."""
+        narrow = self.ids.to(torch.int16 if self.rows < 1 << 15 else torch.int32)
+        ordered, order = torch.sort(narrow, stable=True)
+        present, counts = torch.unique_consecutive(ordered, return_counts=True)
+        starts = counts.cumsum(0) - counts
+        self.order = order
+        return present.long(), starts, self.segments.row.index_select(0, order)
+
+
+def _choose(rows: int, segments: Segments, ids: Tensor) -> str:
+    if rows * segments.size <= 4 * segments.total + 1024:
+        return "small"
+    return "reference" if ids.is_cuda else "compiled"
+
+
+def _dot(table: Tensor, query: Tensor, at: Occurrences) -> Tensor:
+    if at.method == "small":
+        return (query @ table.t()).view(-1).index_select(0, at.cell)
+    if at.method == "compiled":
+        segments = at.segments
+        pattern = torch.sparse_csr_tensor(
+            segments.offsets,
+            at.ids,
+            torch.zeros(segments.total, dtype=table.dtype),
+            (segments.size, at.rows),
+            check_invariants=False,
+        )
+        return torch.sparse.sampled_addmm(pattern, query.contiguous(), table.t(), beta=0.0).values()
+    return (table.index_select(0, at.ids) * query.index_select(0, at.segments.row)).sum(-1)
+
+
+def _pool(table: Tensor, weight: Tensor, at: Occurrences) -> Tensor:
+    if at.method == "small":
+        return _cells(weight, at) @ table
+    if at.method == "compiled":
+        starts = at.segments.offsets[:-1]
+        return F.embedding_bag(at.ids, table, starts, mode="sum", per_sample_weights=weight.contiguous())
+    out = table.new_zeros(at.segments.size, table.shape[1])
+    return out.index_add_(0, at.segments.row, table.index_select(0, at.ids) * weight.unsqueeze(1))
+
+
+def _spread(query: Tensor, weight: Tensor, at: Occurrences) -> Tensor:
+    if at.method == "small":
+        return _cells(weight, at).t() @ query
+    out = query.new_zeros(at.rows, query.shape[1])
+    if at.method == "compiled":
+        present, starts, row = at.grouped
+        weight = weight.index_select(0, at.order)
+        sums = F.embedding_bag(row, query.contiguous(), starts, mode="sum", per_sample_weights=weight)
+        return out.index_copy_(0, present, sums)
+    return out.index_add_(0, at.ids, query.index_select(0, at.segments.row) * weight.unsqueeze(1))
+
+
+def _cells(weight: Tensor, at: Occurrences) -> Tensor:
+    """[B, R]: the summed weight of each (sample, id)."""
+    flat = weight.new_zeros(at.segments.size * at.rows).scatter_add_(0, at.cell, weight)
+    return flat.view(at.segments.size, at.rows)
+
+
+class _Dot(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, table: Tensor, query: Tensor, at: Occurrences) -> Tensor:
+        ctx.save_for_backward(table, query)
+        ctx.at = at
+        return _dot(table, query, at)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:  # type: ignore[override]
+        table, query = ctx.saved_tensors
+        for_table = _spread(query, grad, ctx.at) if ctx.needs_input_grad[0] else None
+        for_query = _pool(table, grad, ctx.at) if ctx.needs_input_grad[1] else None
+        return for_table, for_query, None
+
+
+class _Pool(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, table: Tensor, weight: Tensor, at: Occurrences) -> Tensor:
+        ctx.save_for_backward(table, weight)
+        ctx.at = at
+        return _pool(table, weight, at)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:  # type: ignore[override]
+        table, weight = ctx.saved_tensors
+        for_table = _spread(grad, weight, ctx.at) if ctx.needs_input_grad[0] else None
+        for_weight = _dot(table, grad, ctx.at) if ctx.needs_input_grad[1] else None
+        return for_table, for_weight, None
+
+
+class _Take(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, table: Tensor, at: Occurrences) -> Tensor:
+        ctx.at = at
+        return F.embedding(at.ids, table)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:  # type: ignore[override]
+        at = ctx.at
+        out = grad.new_zeros(at.rows, grad.shape[1])
+        if grad.is_cuda:
+            return out.index_add_(0, at.ids, grad), None
+        present, starts, _ = at.grouped
+        return out.index_copy_(0, present, F.embedding_bag(at.order, grad.contiguous(), starts, mode="sum")), None
+
+
+class _Softmax(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, segments: Segments) -> Tensor:
+        row = segments.row
+        top = logits.new_full((segments.size,), -torch.inf).scatter_reduce_(0, row, logits, "amax")
+        weight = (logits - top.index_select(0, row)).exp_()
+        total = weight.new_zeros(segments.size).scatter_add_(0, row, weight)
+        weight /= total.index_select(0, row)
+        ctx.save_for_backward(weight)
+        ctx.segments = segments
+        return weight
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:  # type: ignore[override]
+        (weight,) = ctx.saved_tensors
+        row = ctx.segments.row
+        share = weight * grad
+        total = share.new_zeros(ctx.segments.size).scatter_add_(0, row, share)
+        return share - weight * total.index_select(0, row), None
+
+
+def dot(table: Tensor, query: Tensor, at: Occurrences) -> Tensor:
+    """⟨T[id_i], q[row_i]⟩ for every behaviour: table [R, d], query [B, d] -> [N]."""
+    return _Dot.apply(table, query, at)
+
+
+def pool(table: Tensor, weight: Tensor, at: Occurrences) -> Tensor:
+    """Σ_{i of b} w_i T[id_i] for every sample: table [R, d], weight [N] -> [B, d]; zero for an empty history."""
+    return _Pool.apply(table, weight, at)
+
+
+def take(table: Tensor, at: Occurrences) -> Tensor:
+    """T[id_i] for every behaviour, written out: [N, d]; for models that need each position (DIN)."""
+    return _Take.apply(table, at)
+
+
+def softmax(logits: Tensor, segments: Segments) -> Tensor:
+    """Softmax over the behaviours of each sample: [N] -> [N]."""
+    return _Softmax.apply(logits, segments)
+
+
+def segment_sum(values: Tensor, segments: Segments) -> Tensor:
+    """Sum over the behaviours of each sample: [N, k] -> [B, k]."""
+    if values.is_cuda or values.requires_grad:
+        return values.new_zeros(segments.size, values.shape[1]).index_add_(0, segments.row, values)
+    every = torch.arange(segments.total)
+    return F.embedding_bag(every, values.contiguous(), segments.offsets[:-1], mode="sum")

@@ -1,0 +1,79 @@
+"""Match evidence: whether, how often and how recently a behaviour shares something with the candidate.
+
+The strongest signal in behaviour logs, and the one that embeddings are slowest to learn. Identities are compared, not
+embeddings, so that items nobody trained on count too. Missing values match nothing.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from lsm_cli.data.batches import Batch
+from lsm_cli.data.store import MISSING
+from lsm_cli.kernels.ragged import Segments
+
+DAY = 86_400.0
+
+
+def match_mask(batch: Batch, segments: Segments, field: str) -> Tensor:
+    """bool [N]: does the behaviour share this field with its sample's candidate?"""
+    target = batch.target[field]
+    wanted = torch.where(target > MISSING, target, -1)
+    return batch.history[field] == wanted.index_select(0, segments.row)
+
+
+class MatchBias(nn.Module):
+    """A learned addition to the attention logit for each field that a behaviour shares with the candidate."""
+
+    def __init__(self, fields: list[str]) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.full((len(fields),), 0.5))
+
+    def forward(self, masks: dict[str, Tensor]) -> Tensor:
+        """field -> bool [N], in the order of the fields -> [N]."""
+        return torch.stack(list(masks.values()), 1).to(self.weight.dtype) @ self.weight
+
+
+class Evidence:
+    """Pooled match statistics, a fixed function of the batch: numbers for the head, nothing to learn.
+
+    Args:
+        fields: fields that behaviours and candidates share.
+        half_lives: of the decayed counts, days.
+        windows: counts over the last n behaviours.
+    """
+
+    def __init__(self, fields: list[str], half_lives: list[float], windows: list[int]) -> None:
+        self.fields, self.half_lives, self.windows = fields, half_lives, windows
+        kinds = ["count", *(f"decay_{h:g}d" for h in half_lives), *(f"last_{w}" for w in windows), "age", "rank"]
+        self.names = [f"{field}.{kind}" for field in fields for kind in kinds] + ["length", "last_age"]
+
+    def __call__(self, batch: Batch, segments: Segments, masks: dict[str, Tensor]) -> Tensor:
+        """float32 [B, len(names)]: counts, decayed counts, age (seconds) and rank of the last match (-1 = none)."""
+        days = batch.age / DAY
+        weights = [torch.ones_like(days)]
+        weights += [torch.exp2(days / -half_life) for half_life in self.half_lives]
+        weights += [(batch.rank <= window).to(days.dtype) for window in self.windows]
+        stacked = torch.stack(weights, 1)
+        columns = []
+        for field in self.fields:
+            where = masks[field].nonzero().squeeze(1)
+            row = segments.row.index_select(0, where)
+            matches = torch.bincount(row, minlength=segments.size)
+            matched = Segments(torch.cat([matches.new_zeros(1), matches.cumsum(0)]), total=where.numel())
+            columns.append(_sum(stacked.index_select(0, where), row, matched))
+            last = matched.offsets[1:] - 1  # histories run from old to new: the last match is the most recent
+            for value in (batch.age, batch.rank.to(days.dtype)):
+                found = value.index_select(0, where)
+                safe = found[last.clamp(min=0)] if where.numel() else value.new_zeros(segments.size)
+                columns.append(torch.where(matches > 0, safe, -1.0).unsqueeze(1))
+        columns.append(segments.lengths.to(days.dtype).unsqueeze(1))
+        newest = segments.offsets[1:] - 1
+        age = batch.age[newest.clamp(min=0)] if segments.total else days.new_zeros(segments.size)
+        columns.append(torch.where(segments.lengths > 0, age, -1.0).unsqueeze(1))
+        return torch.cat(columns, 1)
+
+
+def _sum(values: Tensor, row: Tensor, segments: Segments) -> Tensor:
+    return values.new_zeros(segments.size, values.shape[1]).index_add_(0, row, values)

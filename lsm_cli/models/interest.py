@@ -1,0 +1,84 @@
+"""How a history is read for one candidate. Every reader maps (history, candidate ṽ [B, width]) -> [B, out]."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lsm_cli.models.history import History
+
+
+class MeanPool(nn.Module):
+    """u = mean_i ẽ_i, whatever the candidate."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.out = width
+
+    def forward(self, history: History, candidate: Tensor) -> Tensor:
+        lengths = history.segments.lengths.clamp(min=1)
+        return history.pool((1.0 / lengths).index_select(0, history.segments.row))
+
+
+class DIN(nn.Module):
+    """Deep Interest Network (Zhou et al., KDD'18, arXiv 1706.06978, §4.3): u = Σ_i a(ẽ_i, ṽ) ẽ_i, a not normalised.
+
+    a is a small network on [ẽ, ṽ, ẽ - ṽ, ẽ ⊙ ṽ]. Its first layer is linear in each block, so the blocks of ṽ alone are
+    computed once per sample and only ẽ and ẽ ⊙ ṽ per behaviour.
+    """
+
+    def __init__(self, width: int, hidden: list[int]) -> None:
+        super().__init__()
+        self.out = width
+        self.first = nn.Linear(4 * width, hidden[0])
+        self.rest = nn.Sequential()
+        for before, after in zip(hidden, [*hidden[1:], 1], strict=True):
+            self.rest.append(nn.PReLU())
+            self.rest.append(nn.Linear(before, after))
+
+    def forward(self, history: History, candidate: Tensor) -> Tensor:
+        row = history.segments.row
+        behaviour = history.positions()
+        key, query, difference, product = self.first.weight.chunk(4, 1)
+        per_sample = F.linear(candidate, query - difference, self.first.bias)
+        hidden = F.linear(behaviour, key + difference) + per_sample.index_select(0, row)
+        hidden = hidden + F.linear(behaviour * candidate.index_select(0, row), product)
+        weight = self.rest(hidden).squeeze(1).float()
+        return history.pool(weight if history.bias is None else weight * torch.exp(history.bias))
+
+
+class TIN(nn.Module):
+    """Temporal Interest Network (Zhou et al., WWW'24, arXiv 2308.08487, §3): u = (Σ_i α_i ẽ_i) ⊙ ṽ.
+
+    α_i = softmax_i(⟨ẽ_i, ṽ⟩ / √width + match bias): target-aware in the attention and in the representation.
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.out = width
+
+    def forward(self, history: History, candidate: Tensor) -> Tensor:
+        return history.pool(history.attend(candidate)) * candidate
+
+
+class StackedTIN(nn.Module):
+    """Stacked TIN (Tencent, arXiv 2510.21714): layer l carries interactions of order l + 1.
+
+    u⁰ = ṽ;  u^l = LayerNorm(u^{l-1} + W_l Σ_i α_i^l (ẽ_i ⊙ u^{l-1})),  α^l under the query u^{l-1}.
+    The head sees u¹ … u^L.
+    """
+
+    def __init__(self, width: int, layers: int) -> None:
+        super().__init__()
+        self.out = width * layers
+        self.mix = nn.ModuleList(nn.Linear(width, width, bias=False) for _ in range(layers))
+        self.norm = nn.ModuleList(nn.LayerNorm(width) for _ in range(layers))
+
+    def forward(self, history: History, candidate: Tensor) -> Tensor:
+        state, outputs = candidate, []
+        for mix, norm in zip(self.mix, self.norm, strict=True):
+            found = history.pool(history.attend(state)) * state
+            state = norm(state + mix(found)).float()
+            outputs.append(state)
+        return torch.cat(outputs, 1)

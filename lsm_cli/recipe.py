@@ -1,0 +1,220 @@
+"""The recipe: one typed definition per option, with its range, unit and meaning.
+
+A recipe file holds only what differs from the defaults below. `load` merges file and `key=value` overrides, validates
+the whole and reports every error at once, each with the nearest known key.
+"""
+
+from __future__ import annotations
+
+import difflib
+import tomllib
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from lsm_cli.errors import InputError
+
+
+class Options(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=False)
+
+
+class DataOptions(Options):
+    """What a sample sees."""
+
+    fields: list[str] = Field([], description="side-information fields to use, in this order; empty = all of the store")
+    statistics: bool = Field(True, description="use the store's point-in-time statistics (popularity, freshness)")
+    calendar: bool = Field(True, description="use hour of day and day of week of the request (UTC)")
+    targets: list[str] = Field([], description="optimisation targets to train; empty = all of the store")
+
+
+class ModelOptions(Options):
+    """The ranking model."""
+
+    sequence: Literal["none", "mean", "din", "tin", "stacked_tin"] = Field(
+        "stacked_tin", description="how the history is read"
+    )
+    max_len: int = Field(200, ge=0, le=1_000_000, description="behaviours per sample; the most recent are kept")
+    dim: int = Field(16, ge=1, le=1024, description="embedding width per field")
+    layers: int = Field(2, ge=1, le=8, description="layers of the stacked interest network")
+    temporal: list[Literal["interval", "rank"]] = Field(
+        ["interval", "rank"], description="temporal encodings of a behaviour: time to the request, rank from it"
+    )
+    intervals: int = Field(32, ge=2, le=512, description="log-spaced time-interval buckets, one second to two years")
+    ranks: int = Field(32, ge=2, le=4096, description="log-spaced rank buckets")
+    match_bias: bool = Field(True, description="learned attention bias where a behaviour shares the candidate's field")
+    evidence: bool = Field(True, description="pooled match statistics beside the sequence in the head")
+    half_lives: list[float] = Field(
+        [1.0, 7.0, 30.0], description="half-lives of the time-decayed match counts; days", min_length=0, max_length=16
+    )
+    windows: list[int] = Field([10, 50], description="extra match counts over the last n behaviours", max_length=16)
+    init_std: float = Field(0.1, gt=0, le=10, description="standard deviation of a fresh embedding row")
+    candidate: bool = Field(True, description="the candidate's own embeddings enter the head")
+    cross: int = Field(0, ge=0, le=6, description="DCN-v2 cross layers in front of the tower")
+    hidden: list[int] = Field([128, 64], description="widths of the shared tower", min_length=1, max_length=8)
+    attention_hidden: list[int] = Field([64], description="widths of DIN's attention network", min_length=1)
+    dropout: float = Field(0.0, ge=0, lt=1, description="dropout in the tower")
+
+
+class TrainOptions(Options):
+    """The training loop."""
+
+    epochs: int = Field(1, ge=1, le=1000, description="passes over the data; sparse ids overfit after the first")
+    batch_size: int = Field(1024, ge=1, le=1 << 20, description="samples per step")
+    lr: float = Field(1e-3, gt=0, le=10, description="peak learning rate of the dense parameters (AdamW)")
+    table_lr: float = Field(0.05, gt=0, le=10, description="peak learning rate of the embedding rows")
+    table_optimizer: Literal["adagrad", "adam"] = Field(
+        "adagrad", description="row-wise Adagrad, or Adam that moves only the rows of the step"
+    )
+    weight_decay: float = Field(1e-5, ge=0, le=1, description="decoupled weight decay of the dense parameters")
+    warmup: float = Field(0.05, ge=0, le=1, description="share of the steps with rising learning rate")
+    decay: Literal["none", "linear", "cosine"] = Field("linear", description="learning rate after the warm-up")
+    final_lr: float = Field(0.05, ge=0, le=1, description="learning rate at the end, as a share of the peak")
+    clip: float = Field(5.0, ge=0, description="largest norm of all gradients together; 0 = off")
+    unknown: float = Field(
+        0.01, ge=0, lt=1, description="share of ids shown as unknown while training, so that the unknown row learns"
+    )
+    ema: float = Field(0.0, ge=0, lt=1, description="decay of the averaged dense weights used in evaluation; 0 = off")
+    metric: Literal["gauc", "auc", "logloss"] = Field("gauc", description="validation metric that picks the weights")
+    evaluations: int = Field(2, ge=1, le=1000, description="validations per epoch")
+    patience: int = Field(0, ge=0, description="validations without a better metric before stopping; 0 = never stop")
+    valid_samples: int = Field(200_000, ge=1, description="validation samples scored while training, at most")
+    checkpoint_seconds: float = Field(300, ge=0, description="seconds between checkpoints inside an epoch")
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
+        "auto", description="arithmetic of the dense layers; auto = bf16 on a GPU that has it, else fp32"
+    )
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where to compute")
+    threads: int = Field(0, ge=0, le=1024, description="CPU threads; 0 = all")
+    seed: int = Field(0, ge=0, description="seed of initialisation, order and dropout")
+    weights: dict[str, float] = Field({}, description="loss weight per target; 1 where not named")
+    tensorboard: bool = Field(False, description="also write TensorBoard event files (extra `tensorboard`)")
+
+
+class Recipe(Options):
+    name: str = Field("recipe", description="what the run is called in tables")
+    description: str = Field("", description="one line: the idea and its source")
+    data: DataOptions = DataOptions()
+    model: ModelOptions = ModelOptions()
+    train: TrainOptions = TrainOptions()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Recipe:
+        if self.train.precision == "fp16" and self.train.device == "cpu":
+            raise ValueError("train.precision: fp16 needs a GPU; use bf16 or fp32 on the CPU")
+        return self
+
+    def to_toml(self) -> str:
+        """Every key with its value, ready to be run again."""
+        import tomli_w
+
+        return tomli_w.dumps(self.model_dump())
+
+
+SECTIONS: dict[str, type[Options]] = {"data": DataOptions, "model": ModelOptions, "train": TrainOptions}
+KEYS = [f"{section}.{key}" for section, options in SECTIONS.items() for key in options.model_fields]
+
+
+def shipped_folder() -> Path:
+    """Where the shipped recipes lie: inside an installed package, beside it in a checkout."""
+    inside = Path(__file__).parent / "recipes"
+    return inside if inside.is_dir() else Path(__file__).parent.parent / "recipes"
+
+
+def shipped() -> list[str]:
+    return sorted(file.stem for file in shipped_folder().glob("*.toml"))
+
+
+def find(name: str) -> Path:
+    """The file of a recipe given by shipped name or by path.
+
+    Raises:
+        InputError: neither exists.
+    """
+    path = Path(name)
+    if path.suffix == ".toml" or path.parent != Path("."):
+        if not path.is_file():
+            raise InputError(f"{path}: no such recipe file; `lsm recipes ls` lists the shipped ones")
+        return path
+    file = shipped_folder() / f"{name}.toml"
+    if not file.is_file():
+        near = difflib.get_close_matches(name, shipped(), n=1)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        raise InputError(f"recipe {name!r} is not shipped; {hint}there are {', '.join(shipped())}")
+    return file
+
+
+def load(name: str, overrides: Iterable[str] = ()) -> Recipe:
+    """Read, override and validate a recipe.
+
+    Args:
+        name: shipped name or path of a TOML file.
+        overrides: `section.key=value` strings; the value is read as TOML, else taken as text.
+
+    Raises:
+        InputError: one line per error, all of them.
+    """
+    file = find(name)
+    try:
+        raw = tomllib.loads(file.read_text())
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"{file}: not valid TOML: {error}") from None
+    raw.setdefault("name", file.stem)
+    errors = [problem for text in overrides if (problem := _override(raw, text))]
+    return parse(raw, str(file), errors)
+
+
+def parse(raw: dict[str, Any], source: str, errors: Iterable[str] = ()) -> Recipe:
+    """Validate a recipe given as nested dictionaries; `errors` found earlier are reported with its own."""
+    found = list(errors)
+    try:
+        recipe = Recipe.model_validate(raw)
+    except ValidationError as error:
+        found += [_sentence(item) for item in error.errors()]
+    if found:
+        raise InputError("\n".join(f"{source}: {line}" for line in found))
+    return recipe
+
+
+def _override(raw: dict[str, Any], text: str) -> str | None:
+    key, equals, value = text.partition("=")
+    key = key.strip()
+    if not equals or not key:
+        return f"override {text!r} is not of the form section.key=value, such as model.layers=3"
+    *sections, last = key.split(".")
+    place = raw
+    for part in sections:
+        place = place.setdefault(part, {})
+        if not isinstance(place, dict):
+            return f"override {text!r}: {part!r} is not a section; {_nearest(key)}"
+    try:
+        place[last] = tomllib.loads(f"value = {value}")["value"]
+    except tomllib.TOMLDecodeError:
+        place[last] = value
+    return None
+
+
+def _nearest(key: str) -> str:
+    near = difflib.get_close_matches(key, KEYS, n=1, cutoff=0.5)
+    if not near:  # the right name in the wrong section
+        near = [known for known in KEYS if known.split(".")[-1] == key.split(".")[-1]]
+    return f"did you mean {near[0]!r}?" if near else "`lsm recipes show NAME` lists every key"
+
+
+def _sentence(item: Any) -> str:
+    key = ".".join(str(part) for part in item["loc"])
+    if item["type"] == "extra_forbidden":
+        return f"unknown key {key!r}; {_nearest(key)}"
+    if not key:
+        return item["msg"].removeprefix("Value error, ")
+    message = item["msg"][:1].lower() + item["msg"][1:]
+    return f"{key} = {item['input']!r}: {message}"
+
+
+def choices(key: str) -> tuple[str, ...]:
+    """The literal values that an option allows, or an empty tuple."""
+    section, name = key.split(".")
+    annotation = SECTIONS[section].model_fields[name].annotation
+    found = [arg for part in (annotation, *get_args(annotation)) for arg in get_args(part) if isinstance(arg, str)]
+    return tuple(dict.fromkeys(found))

@@ -1,0 +1,92 @@
+"""Self-contained HTML pages: text, tables and line charts; no script, no network."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from html import escape
+from typing import Any
+
+STYLE = """
+body{font:15px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem;color:#1c2430;background:#fff}
+h1{font-size:1.5rem}h2{font-size:1.1rem;margin-top:2rem}
+table{border-collapse:collapse;font-variant-numeric:tabular-nums}
+th,td{padding:.25rem .7rem;text-align:right;border-bottom:1px solid #e3e7ec}
+th:first-child,td:first-child{text-align:left}th{font-weight:600;color:#55606e}
+pre{background:#f5f7f9;padding:1rem;overflow:auto;font-size:13px}svg text{font:12px system-ui,sans-serif;fill:#55606e}
+"""
+COLOURS = ("#2563eb", "#d9480f", "#2b8a3e", "#862e9c", "#b8860b", "#0b7285")
+WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 640, 260, 64, 16, 16, 40
+
+
+class Page:
+    """A report built from top to bottom."""
+
+    def __init__(self, title: str) -> None:
+        self.title = title
+        self.parts: list[str] = []
+
+    def paragraph(self, text: str) -> None:
+        self.parts.append(f"<p>{escape(text)}</p>")
+
+    def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+        head = "".join(f"<th>{escape(column)}</th>" for column in columns)
+        body = "".join(
+            "<tr>" + "".join(f"<td>{'–' if cell is None else escape(str(cell))}</td>" for cell in row) + "</tr>"
+            for row in rows
+        )
+        self.parts.append(
+            f"<h2>{escape(title)}</h2><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+        )
+
+    def code(self, title: str, text: str) -> None:
+        self.parts.append(f"<h2>{escape(title)}</h2><pre>{escape(text)}</pre>")
+
+    def lines(self, title: str, series: Mapping[str, Sequence[tuple[float, float]]]) -> None:
+        """A line chart; each series is a sequence of (x, y)."""
+        points = [point for line in series.values() for point in line]
+        if points:
+            self.parts.append(f"<h2>{escape(title)}</h2>{_chart(series, points)}")
+
+    def render(self) -> str:
+        return (
+            '<!doctype html><html lang="en"><head><meta charset="utf-8">'
+            f"<title>{escape(self.title)}</title><style>{STYLE}</style></head>"
+            f"<body><h1>{escape(self.title)}</h1>{''.join(self.parts)}</body></html>\n"
+        )
+
+
+def _chart(
+    series: Mapping[str, Sequence[tuple[float, float]]], points: Sequence[tuple[float, float]]
+) -> str:
+    low_x, high_x = min(x for x, _ in points), max(x for x, _ in points)
+    low_y, high_y = min(y for _, y in points), max(y for _, y in points)
+    low_x, high_x = (low_x, high_x) if high_x > low_x else (low_x - 0.5, high_x + 0.5)
+    margin = (high_y - low_y) * 0.08 or abs(high_y) * 0.05 or 1.0
+    low_y, high_y = low_y - margin, high_y + margin
+
+    def place(x: float, y: float) -> tuple[float, float]:
+        across = LEFT + (x - low_x) / (high_x - low_x) * (WIDTH - LEFT - RIGHT)
+        down = HEIGHT - BOTTOM - (y - low_y) / (high_y - low_y) * (HEIGHT - TOP - BOTTOM)
+        return round(across, 1), round(down, 1)
+
+    drawn = [f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" width="{WIDTH}" height="{HEIGHT}" role="img">']
+    for step in range(5):
+        y = low_y + (high_y - low_y) * step / 4
+        _, down = place(low_x, y)
+        drawn.append(f'<line x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{down}" y2="{down}" stroke="#e3e7ec"/>')
+        drawn.append(f'<text x="{LEFT - 8}" y="{down + 4}" text-anchor="end">{y:.4g}</text>')
+        x = low_x + (high_x - low_x) * step / 4
+        across, _ = place(x, low_y)
+        drawn.append(f'<text x="{across}" y="{HEIGHT - BOTTOM + 20}" text-anchor="middle">{x:.3g}</text>')
+    for number, (name, line) in enumerate(series.items()):
+        colour = COLOURS[number % len(COLOURS)]
+        path = " ".join(f"{across},{down}" for across, down in (place(*point) for point in line))
+        drawn.append(f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="2"/>')
+        for point in line:
+            across, down = place(*point)
+            drawn.append(f'<circle cx="{across}" cy="{down}" r="3" fill="{colour}"/>')
+        drawn.append(
+            f'<text x="{WIDTH - RIGHT}" y="{TOP + 14 * (number + 1)}" text-anchor="end" '
+            f'style="fill:{colour}">{escape(name)}</text>'
+        )
+    return "".join(drawn) + "</svg>"
