@@ -10,14 +10,14 @@ from typing import Any
 import numpy as np
 
 from lsm_cli.data.synth import Drawn, draw_world
-from lsm_cli.data.synth_files import write_world
+from lsm_cli.data.synth_files import check_free, write_world
 from lsm_cli.data.worlds import DAY, find_world
 from lsm_cli.engine.metrics import auc, gauc
 from lsm_cli.errors import InputError
 from lsm_cli.report.console import Console, count, size
 
 USERS = 5000
-LEAST = {"users": 20, "seed": 0, "behaviours": 1, "impressions": 1}
+LIMITS = {"users": (20, 100_000), "seed": (0, 2**32), "behaviours": (1, 2000), "impressions": (1, 1000)}
 
 
 def synth(
@@ -39,20 +39,21 @@ def synth(
     spec = find_world(world)
     given = {"users": users, "seed": seed, "behaviours": behaviours, "impressions": impressions}
     for name, value in given.items():
-        least = LEAST[name]
-        if value is not None and not value >= least:
-            raise InputError(f"--{name} {value:g}: must be at least {least}")
+        low, high = LIMITS[name]
+        if value is not None and not low <= value <= high:
+            raise InputError(f"--{name} {value}: must be between {low} and {high}")
     spec = replace(
         spec,
         behaviours=spec.behaviours if behaviours is None else behaviours,
         impressions=spec.impressions if impressions is None else impressions,
     )
+    check_free(out, overwrite)
     began = time.monotonic()
     console.say(f"world `{world}`: {spec.summary}")
     drawn = draw_world(spec, users, seed)
     scores = score(drawn)
     options = "".join(f" --{name} {value:g}" for name, value in given.items() if value is not None)
-    command = f"lsm synth --world {world}{options}"
+    command = f"lsm synth --out DIR --world {world}{options}"
     written = write_world(drawn, out, scores, command, overwrite)
 
     events, requests = len(drawn.events.user), len(drawn.requests.user)

@@ -86,7 +86,7 @@ class Drawn:
     catalogues: dict[str, Catalogue]
     events: Events  # ordered by (user, time)
     requests: Requests
-    value: np.ndarray  # [impressions] order value, 0 without an order
+    value: np.ndarray  # [impressions] money, 0 where nothing was bought
     label: dict[str, np.ndarray]
     p: dict[str, np.ndarray]
     visible: dict[str, np.ndarray]
@@ -280,41 +280,45 @@ def _live(
 ) -> Drawn:
     """Draw the labels in rounds; each positive leaves an ad behaviour that the rounds after it can see."""
     size = len(requests.user)
-    first = np.searchsorted(requests.user, requests.user, side="left")
-    turn = np.arange(size) - first
-    scenarios = list(world.targets[0].scenario)
     # in slices, because a category may meet hundreds of behaviours per request
     slices = [requests.take(rows) for rows in np.array_split(np.arange(size), size // 100_000 + 1)]
     parts = [history_sums(world, events, rows) for rows in slices]
     past = {target.name: np.concatenate([part[target.name] for part in parts], axis=1) for target in world.targets}
     visible, intercept = {}, {}
     for target in world.targets:
-        name = target.name
-        place = np.array([target.scenario[s] for s in scenarios])[requests.scenario]
-        rest = place + effect[name][requests.item]
-        intercept[name] = _intercept(rest + _history(target, past[name]), target.rate)
-        visible[name] = rest + intercept[name]
+        place = np.array(list(target.scenario.values()))[requests.scenario]
+        rest = place + effect[target.name][requests.item]
+        intercept[target.name] = _intercept(rest + _history(target, past[target.name]), target.rate)
+        visible[target.name] = rest + intercept[target.name]
 
+    # luck and delays are drawn for every request, so that a label's outcome moves no other number
+    luck = {name: rng.random(size) for name in visible}
+    wait = {target.name: 1 + rng.exponential(target.delay, size).astype(np.int64) for target in world.targets}
     p = {name: np.zeros(size) for name in visible}
     label = {name: np.zeros(size, bool) for name in visible}
-    rounds, bounds = np.argsort(turn, kind="stable"), np.append(0, np.cumsum(np.bincount(turn)))
     trail = events.take(np.arange(0))
-    for step in range(len(bounds) - 1):
-        now = rounds[bounds[step] : bounds[step + 1]]
+    for now in _rounds(requests.user):
         shown = requests.take(now)
         fresh = history_sums(world, trail, shown)
         for target in world.targets:
             name = target.name
             p[name][now] = sigmoid(visible[name][now] + _history(target, past[name][:, now] + fresh[name]))
-            label[name][now] = rng.random(len(now)) < p[name][now]
-            trail = Events.join([trail, _trace(shown, label[name][now], target, rng)])
+            label[name][now] = luck[name][now] < p[name][now]
+            done = now[label[name][now]]
+            trail = Events.join([trail, _trace(requests.take(done), wait[name][done], name)])
     events = Events.join([events, trail])
     inside = np.flatnonzero(events.time < world.days * DAY)  # an order may arrive after the logs end
     events = events.take(inside[np.lexsort((events.time[inside], events.user[inside]))])
     price = rng.lognormal(3.5, 0.8, len(catalogues["ad"].leaf))
     basket = rng.lognormal(0.0, 0.2, size)
-    value = np.where(label["order"], np.round(price[requests.item] * basket, 2), 0.0)
+    value = np.where(label[world.paid], np.round(price[requests.item] * basket, 2), 0.0)
     return Drawn(world, users, seed, catalogues, events, requests, value, label, p, visible, intercept, effect)
+
+
+def _rounds(user: np.ndarray) -> list[np.ndarray]:
+    """Rows of the first request of every user, of the second …; `user` is sorted."""
+    turn = np.arange(len(user)) - np.searchsorted(user, user, side="left")
+    return np.split(np.argsort(turn, kind="stable"), np.cumsum(np.bincount(turn))[:-1])
 
 
 def _history(target: Target, sums: np.ndarray) -> np.ndarray:
@@ -322,13 +326,18 @@ def _history(target: Target, sums: np.ndarray) -> np.ndarray:
     return (weight[:, None] * np.log1p(sums)).sum(axis=0)  # not BLAS: its sums depend on the number of threads
 
 
-def _trace(shown: Requests, done: np.ndarray, target: Target, rng: np.random.Generator) -> Events:
-    """The ad behaviours that positive labels leave behind, some time after their requests."""
-    rows = shown.take(np.flatnonzero(done))
-    wait = 1 + rng.exponential(target.delay, len(rows.user)).astype(np.int64)
-    action = np.full(len(wait), CODE[target.name])
-    domain = np.zeros(len(wait), np.int64)
-    return Events(rows.user, rows.time + wait, domain, rows.scenario, action, rows.item, rows.brand, rows.leaf)
+def _trace(shown: Requests, wait: np.ndarray, action: str) -> Events:
+    """The ad behaviours that positive labels leave behind, `wait` seconds after their requests."""
+    return Events(
+        user=shown.user,
+        time=shown.time + wait,
+        domain=np.full(len(wait), DOMAINS.index("ad")),
+        scenario=shown.scenario,
+        action=np.full(len(wait), CODE[action]),
+        item=shown.item,
+        brand=shown.brand,
+        leaf=shown.leaf,
+    )
 
 
 def _intercept(logit: np.ndarray, rate: float) -> float:

@@ -214,9 +214,10 @@ def _description(world: World, command: str) -> str:
     labels = ", ".join(f'{name} = "{name}"' for name in targets)
     truth = ", ".join(f'{name} = "p_{name}"' for name in targets)
     levels = ", ".join(f'"{level}"' for level in AD_LEVELS)
-    return f'''# A small advertising world, drawn with `{command}`.
-# {world.summary} The true probability of every label
-# is in the impressions; truth.json says how it comes about and what it scores.
+    return f'''# A small advertising world with known truth, made by
+# `{command}`
+# {world.summary}
+# The impressions hold the true probability of every label; truth.json says how it comes about and what it scores.
 name = "{world.name}"
 
 [[events]]                                  # videos: three category levels, spelled as the ads spell them
@@ -274,14 +275,23 @@ test = "{splits["test"]}"
 '''
 
 
-@contextmanager
-def _replacing(out: Path, overwrite: bool) -> Iterator[Path]:
-    """A folder to fill beside `out`, renamed to `out` when all went well and removed otherwise."""
+def check_free(out: Path, overwrite: bool) -> None:
+    """Refuse a folder that holds anything but a world which may be replaced.
+
+    Raises:
+        InputError: `out` is something else, or a world and `overwrite` is not given.
+    """
     filled = out.exists() and (not out.is_dir() or any(out.iterdir()))
     if filled and not (out / MARK).is_file():
         raise InputError(f"{out}: exists and is not a world made by `lsm synth`; give another --out")
     if filled and not overwrite:
         raise InputError(f"{out}: a world is there already; add --overwrite to replace it, or give another --out")
+
+
+@contextmanager
+def _replacing(out: Path, overwrite: bool) -> Iterator[Path]:
+    """A folder to fill beside `out`, renamed to `out` when all went well and removed otherwise."""
+    check_free(out, overwrite)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         aside = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))

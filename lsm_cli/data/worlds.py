@@ -50,6 +50,7 @@ class World:
     name: str
     summary: str
     targets: tuple[Target, ...]
+    paid: str = "order"  # the target whose positives are worth money
     start: str = "2024-03-01"
     days: int = 60  # of behaviours
     first_request: int = 39  # day; impressions are logged from here to the end
