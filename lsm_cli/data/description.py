@@ -127,7 +127,9 @@ class Files(Part):
 def _check_fields(fields: dict[str, str]) -> None:
     for name in fields:
         if name in _RESERVED or re.fullmatch(r"category\d+", name):
-            raise ValueError(f'fields: {name!r} is a name of our own; rename it, e.g. {{ my_{name} = "{fields[name]}" }}')
+            raise ValueError(
+                f'fields: {name!r} is a name of our own; rename it, e.g. {{ my_{name} = "{fields[name]}" }}'
+            )
         if not _NAME.fullmatch(name):
             raise ValueError(f'fields: {name!r} cannot name a file; rename it, e.g. {{ name = "{fields[name]}" }}')
 
@@ -228,7 +230,17 @@ class Samples(Files):
     def _consistent(self) -> Samples:
         found = []
         if self.from_events:
-            given = {"path", "user", "item", "time", "labels", "target", "label", "value", "truth"} & self.model_fields_set
+            given = {
+                "path",
+                "user",
+                "item",
+                "time",
+                "labels",
+                "target",
+                "label",
+                "value",
+                "truth",
+            } & self.model_fields_set
             if given:
                 found.append(f"from_events makes the samples, so {' and '.join(sorted(given))} must go")
             if self.layout == "lists":
@@ -311,7 +323,9 @@ class Description(Part):
         lists = self.samples.layout == "lists"
         for position, block in enumerate(self.events):
             if lists and (block.path or block.user):
-                found.append(f"events[{position}]: with layout = \"lists\" events come from the samples' file: drop path and user")
+                found.append(
+                    f'events[{position}]: with layout = "lists" events come from the samples\' file: drop path and user'
+                )
             if not lists:
                 found += [f"events[{position}].{key} is missing" for key in ("path", "user") if not getattr(block, key)]
         if self.samples.from_events and self.split.column:

@@ -1,0 +1,184 @@
+"""Writing the samples: ids of the candidate, labels, value and truth, split by split, in the order of the logs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+import polars as pl
+
+from lsm_cli.data.description import SPLITS
+from lsm_cli.data.requests import Requests
+from lsm_cli.data.scan import BAD_LABEL, Source
+from lsm_cli.data.workspace import ColumnFile, Workspace
+from lsm_cli.errors import InputError
+
+if TYPE_CHECKING:
+    from lsm_cli.data.build import Encoded
+
+UNOBSERVED = -1
+
+
+@dataclass
+class Sampled:
+    """What the later steps need of all samples, in the order of the files.
+
+    Attributes:
+        user: int32 [samples]. time: int64 [samples], ticks since base. split: int8 [samples].
+        positives: target -> split -> {"observed", "positive"}.
+    """
+
+    user: np.ndarray
+    time: np.ndarray
+    split: np.ndarray
+    targets: list[str]
+    truth: list[str] = field(default_factory=list)
+    value: bool = False
+    positives: dict[str, dict[str, dict[str, int]]] = field(default_factory=dict)
+
+
+class SampleWriter:
+    """The columns of every split, appended to batch by batch."""
+
+    def __init__(self, work: Workspace, counts: dict[str, int]) -> None:
+        self.work, self.counts = work, counts
+        self.files: dict[tuple[str, str], ColumnFile] = {}
+
+    def append(self, split: np.ndarray, columns: dict[str, np.ndarray]) -> None:
+        for code, name in enumerate(SPLITS):
+            mine = split == code
+            for column, values in columns.items():
+                if (name, column) not in self.files:
+                    file = f"samples/{name}/{column}.npy"
+                    self.files[name, column] = self.work.column(file, values.dtype, self.counts[name])
+                self.files[name, column].append(values[mine])
+
+    def close(self) -> None:
+        self.work.close(*self.files.values())
+
+
+def encode_samples(encoded: Encoded, requests: Requests, work: Workspace) -> Sampled:
+    """Read the samples a second time and write everything but their pointers and statistics.
+
+    Raises:
+        InputError: a label that is neither 0, 1 nor missing, or a target with one class in training.
+    """
+    plan = encoded.plan
+    source, block = plan.samples, plan.description.samples
+    targets = list(block.labels) or _targets(source, plan.kinds, plan.resolution, plan.rows)
+    writer = SampleWriter(work, requests.counts())
+    split = requests.split[requests.split >= 0]
+    sampled = Sampled(
+        np.zeros(len(split), np.int32),
+        np.zeros(len(split), np.int64),
+        split,
+        targets,
+        list(block.truth),
+        bool(block.value),
+    )
+    fields = [name for name in plan.fields if plan.in_sample(name)]
+    row = done = 0
+    tally = np.zeros((len(targets), len(SPLITS), 2), np.int64)
+    for frame in source.batches(plan.kinds, plan.resolution, plan.rows):
+        code = requests.split[row : row + frame.height]
+        row += frame.height
+        used = code >= 0
+        frame, code = frame.filter(used), code[used]
+        labels = _labels(source, frame, targets)
+        user, time = encoded.users.encode(frame["user"]), encoded.ticks(frame)
+        here = slice(done, done + frame.height)
+        sampled.user[here], sampled.time[here] = user, time
+        done += frame.height
+        columns = {"user": user.astype(np.int32), "time": time}
+        columns |= {name: encoded.encode(source, frame, name) for name in fields}
+        if encoded.tree is not None:
+            columns["category"] = _nodes(encoded, source, frame, columns["item"], code == 0)
+        for number, target in enumerate(targets):
+            values = columns[f"label.{target}"] = labels[target]
+            for part in range(len(SPLITS)):
+                mine = values[code == part]
+                tally[number, part] += (mine >= 0).sum(), (mine == 1).sum()
+        for name in source.numbers:
+            missing = 0.0 if name == "value" else np.nan
+            columns[name] = frame[name].fill_null(missing).to_numpy().astype(np.float32)
+        writer.append(code, columns)
+        plan.progress.advance(len(used))
+    writer.close()
+    for number, target in enumerate(targets):
+        sampled.positives[target] = {
+            name: {"observed": int(tally[number, part, 0]), "positive": int(tally[number, part, 1])}
+            for part, name in enumerate(SPLITS)
+        }
+    check_classes(str(plan.description.file), sampled.positives)
+    return sampled
+
+
+def check_classes(file: str, positives: dict[str, dict[str, dict[str, int]]]) -> None:
+    """Refuse a target whose training labels are all the same.
+
+    Raises:
+        InputError: names the target and what its labels are.
+    """
+    for target, by_split in positives.items():
+        observed, positive = by_split["train"]["observed"], by_split["train"]["positive"]
+        if positive in (0, observed):
+            what = (
+                "observed in no training sample" if not observed else f"{1 if positive else 0} in every training sample"
+            )
+            raise InputError(
+                f"{file}: samples: target {target!r} is {what}; there is nothing to learn: check its column and the split"
+            )
+
+
+def _nodes(encoded: Encoded, source: Source, frame: pl.DataFrame, item: np.ndarray, trained: np.ndarray) -> np.ndarray:
+    """The candidate's category: its own columns, else what the events say about the item."""
+    assert encoded.tree is not None and encoded.paths is not None and encoded.node_of_item is not None
+    if not any(name.startswith("category") for name in frame.columns):
+        return encoded.node_of_item[item]
+    place = encoded.paths.places(frame, encoded.plan.domain_of(source))
+    encoded.sample_paths += np.bincount(place, minlength=len(encoded.sample_paths))
+    encoded.trained_paths[place[trained]] = True
+    return encoded.tree.node_of_path.astype(encoded.tree.dtype)[place]
+
+
+def _labels(source: Source, frame: pl.DataFrame, targets: list[str]) -> dict[str, np.ndarray]:
+    """int8 [rows] for each target: 0, 1, or -1 where it was not observed."""
+    found = {}
+    for name, column in source.labels.items():
+        values = frame[name].fill_null(UNOBSERVED).to_numpy()
+        if (values == BAD_LABEL).any():
+            raise InputError(_bad_label(source, column))
+        found[name.removeprefix("label.")] = values
+    if "target" not in source.columns:
+        return found
+    which = frame["target"]
+    return {
+        t: np.where((which == t).fill_null(False).to_numpy(), found["label"], UNOBSERVED).astype(np.int8)
+        for t in targets
+    }
+
+
+def _bad_label(source: Source, column: str) -> str:
+    from lsm_cli.data.scan import as_label, as_text
+
+    for position, file in enumerate(source.table.files):
+        dtype = source.table.schemas[position][column]
+        bad = source.table.scan(position).filter(as_label(column, dtype) == BAD_LABEL)
+        found = bad.select(as_text(column, dtype).head(1)).collect()
+        if found.height:
+            return f"{file}: column {column!r} is a label and says {found.item()!r}; labels are 0, 1 or empty (not observed)"
+    return f"column {column!r} is a label with values other than 0, 1 or empty"
+
+
+def _targets(source: Source, kinds: dict[str, str], resolution: int, rows: int) -> list[str]:
+    """Long form: the distinct targets, in order of their names."""
+    found: set[str] = set()
+    for frame in source.batches(kinds, resolution, rows, ["target"]):
+        found.update(frame["target"].drop_nulls().unique().to_list())
+    for name in found:
+        if not name.replace("-", "_").isidentifier():
+            raise InputError(
+                f"{source.table.files[0]}: target {name!r} cannot name a file: use letters, digits, _ and -"
+            )
+    return sorted(found)

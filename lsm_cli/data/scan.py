@@ -1,0 +1,399 @@
+"""Reading logs: files of any supported format become batches of rows with the same few canonical columns.
+
+Identifiers become Int64 where every source of a role holds integers, and text otherwise, so that the same log gives
+the same store whether it came as csv, parquet or ndjson. Times become Int64 ticks. Rows keep the order of the files
+(sorted by name) and of the rows within them.
+"""
+
+from __future__ import annotations
+
+import glob
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from lsm_cli.data.description import Description, Events, Files, Items, Role, Samples, hint
+from lsm_cli.data.moments import parse_time, time_resolution
+from lsm_cli.errors import InputError
+
+BAD_LABEL = 2  # what a label that is neither 0, 1 nor missing reads as
+_SUFFIXES = {
+    ".csv": "csv", ".tsv": "csv", ".txt": "csv", ".parquet": "parquet", ".pq": "parquet",
+    ".ndjson": "ndjson", ".jsonl": "ndjson", ".json": "ndjson",
+}  # fmt: skip
+
+
+@dataclass
+class Table:
+    """The files of one block of the description, with the columns that each of them has."""
+
+    key: str  # the block's place in the description, for messages
+    spec: Files
+    files: list[Path]
+    schemas: list[dict[str, pl.DataType]]
+
+    def scan(self, position: int) -> pl.LazyFrame:
+        """One file, lazily; only the rows that `where` keeps."""
+        frame = _scan(self.files[position], self.spec)
+        for column, wanted in self.spec.where.items():
+            values = [_text(value) for value in (wanted if isinstance(wanted, list) else [wanted])]
+            frame = frame.filter(as_text(column, self.schemas[position][column]).is_in(values))
+        return frame
+
+    @property
+    def integers(self) -> set[str]:
+        """Columns that hold integers in every file."""
+        return {name for name in self.schemas[0] if all(_integral(schema.get(name)) for schema in self.schemas)}
+
+
+@dataclass
+class Source:
+    """A table and the roles its columns play."""
+
+    table: Table
+    columns: dict[str, str]  # role -> column, read as identifiers
+    constants: dict[str, str] = field(default_factory=dict)  # role -> value
+    time: Any = None  # description.Time
+    labels: dict[str, str] = field(default_factory=dict)  # "label.<target>" -> column
+    numbers: dict[str, str] = field(default_factory=dict)  # "value", "truth.<target>" -> column
+    renames: dict[str, str] = field(default_factory=dict)  # raw action -> name
+    flags: dict[str, str] = field(default_factory=dict)  # action -> flag column
+    items: pl.DataFrame | None = None  # attributes to join by item
+    joined: list[str] = field(default_factory=list)  # roles that come from `items`
+
+    @property
+    def roles(self) -> list[str]:
+        return [*self.columns, *(["action"] if self.flags else []), *self.constants, *self.joined]
+
+    @cached_property
+    def resolution(self) -> int:
+        """Ticks per second that this source's times need."""
+        if self.time is None:
+            return 1
+        return max(time_resolution(self.time, schema[self.time.column]) for schema in self.table.schemas)
+
+    def plan(
+        self, position: int, kinds: dict[str, str], resolution: int, only: Iterable[str] | None = None
+    ) -> pl.LazyFrame:
+        """One file as canonical columns: a column per role that is not constant, time, labels and numbers."""
+        schema = self.table.schemas[position]
+        out: list[pl.Expr] = []
+        for role, column in self.columns.items():
+            kind = kinds.get(role, "text")
+            value = pl.col(column).cast(pl.Int64) if kind == "int" else as_text(column, schema[column])
+            if role == "action" and self.renames:
+                value = value.replace(self.renames)
+            out.append(value.alias(role))
+        if self.flags:
+            out.append(self._first_flag(schema).alias("action"))
+        if self.time is not None:
+            out.append(parse_time(self.time, schema[self.time.column], resolution).alias("time"))
+        out += [as_label(column, schema[column]).alias(name) for name, column in self.labels.items()]
+        out += [as_number(column, schema[column]).alias(name) for name, column in self.numbers.items()]
+        frame = self.table.scan(position).select(out)
+        if self.items is not None and self.joined:
+            attributes = self.items.select("item", *self.joined).lazy()
+            frame = frame.join(attributes, on="item", how="left", maintain_order="left")
+        return frame if only is None else frame.select(only)
+
+    def _first_flag(self, schema: dict[str, pl.DataType]) -> pl.Expr:
+        action = pl.lit("none")
+        for name, column in reversed(self.flags.items()):
+            action = pl.when(as_label(column, schema[column]) == 1).then(pl.lit(name)).otherwise(action)
+        return action
+
+    def batches(
+        self, kinds: dict[str, str], resolution: int, rows: int, only: Iterable[str] | None = None
+    ) -> Iterator[pl.DataFrame]:
+        """All rows in order, at most `rows` at a time.
+
+        Raises:
+            InputError: a file cannot be parsed.
+        """
+        for position, file in enumerate(self.table.files):
+            try:
+                plan = self.plan(position, kinds, resolution, only)
+                for frame in plan.collect_batches(chunk_size=rows, maintain_order=True, engine="streaming"):
+                    if frame.height:
+                        yield frame.rechunk()
+            except (pl.exceptions.PolarsError, OSError) as error:
+                raise unreadable(file, error) from None
+
+    def example(self, column: str) -> str:
+        """A value that is there, for messages."""
+        for position in range(len(self.table.files)):
+            found = self.table.scan(position).select(pl.col(column).drop_nulls().head(1)).collect(engine="streaming")
+            if found.height:
+                return repr(found.item())
+        return "nothing"
+
+
+def usable(frame: pl.DataFrame) -> tuple[np.ndarray | None, dict[str, int]]:
+    """Rows that have a user, an item and a time that is not negative.
+
+    Returns:
+        bool [rows] (None when all are usable) and how many are not, by the first reason that applies.
+    """
+    if not any(frame[name].null_count() for name in ("user", "item", "time")) and (frame["time"].min() or 0) >= 0:  # type: ignore[operator]
+        return None, {}
+    keep, dropped = np.ones(frame.height, bool), {}
+    for name in ("user", "item", "time", "negative time"):
+        bad = (frame["time"] < 0).fill_null(True) if name == "negative time" else frame[name].is_null()
+        lost = keep & bad.to_numpy()
+        if lost.any():
+            dropped[name if name == "negative time" else f"no {name}"] = int(lost.sum())
+            keep &= ~lost
+    return keep, dropped
+
+
+def open_sources(description: Description) -> tuple[list[Source], Source | None]:
+    """The events' sources and the samples' (None when they are made from events); files are found, not yet read.
+
+    Raises:
+        InputError: one line for each file or column that is missing or of the wrong type.
+    """
+    problems: list[str] = []
+    events, samples = description.events, description.samples
+    tables = [open_table(description, f"events[{n}]", block, problems) for n, block in enumerate(events)]
+    sample_table = None if samples.from_events else open_table(description, "samples", samples, problems)
+    item_table = open_table(description, "items", description.items, problems) if description.items else None
+    if problems:
+        raise InputError("\n".join(problems))
+    sources = [
+        _event_source(description, table, block, problems) for table, block in zip(tables, events, strict=True) if table
+    ]
+    sample_source = _sample_source(description, sample_table, samples, problems) if sample_table else None
+    items = _items(description, item_table, description.items, problems) if item_table and description.items else None
+    if problems:
+        raise InputError("\n".join(problems))
+    for source in [*sources, *([sample_source] if sample_source else [])]:
+        if items is not None:
+            source.joined = [name for name in items.columns if name not in source.roles and name != "item"]
+            if any(role.startswith("category") for role in source.columns):
+                source.joined = [name for name in source.joined if not name.startswith("category")]
+            source.items = items
+    return sources, sample_source
+
+
+def open_table(description: Description, key: str, spec: Files, problems: list[str]) -> Table | None:
+    """Find a block's files and read their schemas."""
+    files: list[Path] = []
+    for pattern in spec.path:
+        found = sorted(glob.glob(str(description.base / pattern), recursive=True))
+        if not found:
+            what = "no file matches" if glob.has_magic(pattern) else "no such file:"
+            problems.append(f"{description.file}: {key}.path: {what} {description.base / pattern}")
+        files += [Path(name) for name in found]
+    schemas = []
+    for file in files:
+        try:
+            schema = dict(_scan(file, spec).collect_schema())
+        except InputError as error:
+            problems.append(f"{description.file}: {key}.path: {error}")
+        except (pl.exceptions.PolarsError, OSError) as error:
+            problems.append(str(unreadable(file, error)))
+        else:
+            schemas.append(schema)
+            for column in spec.where:
+                check_column(description, key, "where", file, schema, column, problems)
+    return Table(key, spec, files, schemas) if files and len(schemas) == len(files) else None
+
+
+def check_column(
+    description: Description,
+    key: str,
+    role: str,
+    file: Path,
+    schema: dict[str, pl.DataType],
+    column: str,
+    problems: list[str],
+) -> bool:
+    dtype = schema.get(column)
+    if dtype is None:
+        known = hint(column, schema) or "; it has no columns"
+        problems.append(f"{description.file}: {key}.{role}: {file} has no column {column!r}{known}")
+    elif dtype.is_nested():
+        problems.append(
+            f"{description.file}: {key}.{role}: column {column!r} of {file} holds lists or structs; "
+            'read lists with samples.layout = "lists"'
+        )
+    else:
+        return True
+    return False
+
+
+def _require(description: Description, source: Source, problems: list[str]) -> Source:
+    """Check that every column which the source names is in every file."""
+    wanted = {**source.columns, **source.labels, **source.numbers}
+    wanted |= {f"actions_from.{action}": column for action, column in source.flags.items()}
+    if source.time is not None:
+        wanted["time"] = source.time.column
+    for file, schema in zip(source.table.files, source.table.schemas, strict=True):
+        good = [check_column(description, source.table.key, r, file, schema, c, problems) for r, c in wanted.items()]
+        if source.time is not None and all(good):
+            try:
+                time_resolution(source.time, schema[source.time.column])
+            except InputError as error:
+                problems.append(f"{description.file}: {source.table.key}.time: {error} ({file})")
+    return source
+
+
+def _roles(**roles: Role | str | None) -> tuple[dict[str, str], dict[str, str]]:
+    columns, constants = {}, {}
+    for name, role in roles.items():
+        if isinstance(role, str):
+            columns[name] = role
+        elif role is not None and role.column:
+            columns[name] = role.column
+        elif role is not None and role.value:
+            constants[name] = role.value
+    return columns, constants
+
+
+def _levels(category: list[str]) -> dict[str, str]:
+    return {f"category{level}": column for level, column in enumerate(category, start=1)}
+
+
+def _event_source(description: Description, table: Table, block: Events, problems: list[str]) -> Source:
+    columns, constants = _roles(
+        user=block.user, item=block.item, scenario=block.scenario, domain=block.domain, action=block.action
+    )
+    columns |= _levels(block.category) | block.fields
+    source = Source(table, columns, constants, block.time, renames=block.actions, flags=block.actions_from)
+    return _require(description, source, problems)
+
+
+def _sample_source(description: Description, table: Table, block: Samples, problems: list[str]) -> Source:
+    columns, constants = _roles(user=block.user, item=block.item, scenario=block.scenario, domain=block.domain)
+    columns |= _levels(block.category) | block.fields
+    if description.split.column:
+        columns["split"] = description.split.column
+    if block.target:
+        columns["target"] = block.target
+    labels = {f"label.{name}": column for name, column in block.labels.items()}
+    if block.label:
+        labels["label"] = block.label
+    numbers = {f"truth.{name}": column for name, column in block.truth.items()}
+    if block.value:
+        numbers["value"] = block.value
+    return _require(description, Source(table, columns, constants, block.time, labels, numbers), problems)
+
+
+def _items(description: Description, table: Table, block: Items, problems: list[str]) -> pl.DataFrame | None:
+    """The items' attributes as text or integers, one row an item (the first that the files have)."""
+    source = _require(
+        description, Source(table, {"item": block.item} | _levels(block.category) | block.fields), problems
+    )
+    if problems:
+        return None
+    kinds = {role: "int" for role, column in source.columns.items() if column in table.integers}
+    frames = list(source.batches(kinds, 1, 1 << 20))
+    if not frames:
+        problems.append(f"{table.files[0]}: has no rows; items needs one row an item")
+        return None
+    return pl.concat(frames).filter(pl.col("item").is_not_null()).unique("item", keep="first", maintain_order=True)
+
+
+def settle_kinds(sources: list[Source]) -> dict[str, str]:
+    """Role -> "int" where every source of it holds integers, "text" otherwise; joined attributes are cast to match."""
+    votes: dict[str, list[bool]] = {}
+    for source in sources:
+        for role, column in source.columns.items():
+            renamed = role == "action" and source.renames
+            votes.setdefault(role, []).append(column in source.table.integers and not renamed)
+        for role in ["item", *source.joined] if source.joined and source.items is not None else []:
+            votes.setdefault(role, []).append(source.items[role].dtype == pl.Int64)  # type: ignore[index]
+        for role in [*source.constants, *(["action"] if source.flags else [])]:
+            votes.setdefault(role, []).append(False)
+    named = {"domain", "split", "target"}  # few values, compared with words of the description
+    kinds = {role: "int" if all(votes[role]) and role not in named else "text" for role in votes}
+    for source in sources:
+        if source.items is not None and source.joined:
+            names = ["item", *source.joined]
+            source.items = source.items.with_columns(pl.col(n).cast(pl.String) for n in names if kinds[n] == "text")
+    return kinds
+
+
+def as_text(column: str, dtype: pl.DataType) -> pl.Expr:
+    """An identifier as text: 3 and 3.0 are "3", True is "true", "" is missing."""
+    value = pl.col(column)
+    if dtype == pl.String:
+        return pl.when(value != "").then(value)
+    if dtype.is_float():
+        whole = value.is_finite() & (value == value.floor()) & (value.abs() < 2**53)
+        return (
+            pl.when(whole)
+            .then(value.cast(pl.Int64, strict=False).cast(pl.String))
+            .when(value.is_not_nan())
+            .then(value.cast(pl.String))
+        )
+    return value.cast(pl.String)
+
+
+def as_label(column: str, dtype: pl.DataType) -> pl.Expr:
+    """A label as Int8: 0, 1, null where it was not observed, `BAD_LABEL` for anything else."""
+    value = pl.col(column)
+    if dtype == pl.Boolean:
+        return value.cast(pl.Int8)
+    if dtype == pl.String:
+        value = pl.when(value != "").then(value.str.to_lowercase().replace({"true": "1", "false": "0"}))
+        number = value.cast(pl.Float64, strict=False)
+        missing = value.is_null()
+    elif dtype.is_numeric():
+        number = value.cast(pl.Float64)
+        missing = number.is_null() | number.is_nan()
+    else:
+        return pl.lit(BAD_LABEL, pl.Int8)
+    known = (
+        pl.when(number == 0).then(pl.lit(0, pl.Int8)).when(number == 1).then(pl.lit(1, pl.Int8)).otherwise(BAD_LABEL)
+    )
+    return pl.when(missing.not_()).then(known).cast(pl.Int8)
+
+
+def as_number(column: str, dtype: pl.DataType) -> pl.Expr:
+    return pl.col(column).cast(pl.Float32, strict=False)
+
+
+def unreadable(file: Path, error: Exception) -> InputError:
+    reason = str(getattr(error, "strerror", None) or error).strip().splitlines()
+    text = reason[0][:200] if reason else type(error).__name__
+    if "empty" in text or "NoDataError" in type(error).__name__:
+        return InputError(f"{file}: the file is empty; remove it or write it again")
+    return InputError(f"{file}: cannot be read: {text}")
+
+
+def _integral(dtype: pl.DataType | None) -> bool:
+    return dtype is not None and dtype.is_integer() and dtype not in (pl.UInt64, pl.Int128)
+
+
+def _text(value: Any) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def file_format(file: Path, spec: Files) -> str:
+    name = file.name.removesuffix(".gz").removesuffix(".zst")
+    found = spec.format or _SUFFIXES.get(Path(name).suffix.lower())
+    if found is None:
+        raise InputError(f'{file}: cannot tell the format from the name; set format = "csv", "parquet" or "ndjson"')
+    return found
+
+
+def _scan(file: Path, spec: Files) -> pl.LazyFrame:
+    kind = file_format(file, spec)
+    if kind == "parquet":
+        return pl.scan_parquet(file)
+    if kind == "ndjson":
+        return pl.scan_ndjson(file, infer_schema_length=10_000)
+    separator = "\t" if ".tsv" in file.suffixes and spec.separator == "," else spec.separator
+    frame = pl.scan_csv(file, separator=separator, has_header=spec.columns is None, infer_schema=False)
+    if spec.columns is None:
+        return frame
+    width = len(frame.collect_schema())
+    if width != len(spec.columns):
+        raise InputError(f"{file} has {width} columns, `columns` names {len(spec.columns)}")
+    return frame.rename(dict(zip(frame.collect_schema(), spec.columns, strict=True)))

@@ -1,0 +1,136 @@
+"""Point-in-time statistics: what was known about a sample's item and categories just before the request.
+
+Every count is a difference of ranks: with all events ordered by (id, time), the events of one id in [t - w, t) are those
+between the ranks of (id, t - w) and (id, t). Ties with the request are future, as everywhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+_CHUNK = 1 << 21
+
+
+@dataclass
+class EventColumn:
+    """Ids and times of all events, read in pieces.
+
+    Attributes:
+        ids: int [events], memory-mapped.
+        time: int [events], ticks since the store's base, memory-mapped.
+        translate: applied to each piece of ids: identity, or a node's ancestor.
+    """
+
+    ids: np.ndarray
+    time: np.ndarray
+    translate: Callable[[np.ndarray], np.ndarray]
+
+    def pieces(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        for start in range(0, len(self.time), _CHUNK):
+            part = slice(start, start + _CHUNK)
+            yield (
+                self.translate(np.asarray(self.ids[part])).astype(np.int64),
+                np.asarray(self.time[part]).astype(np.int64),
+            )
+
+
+def popularity(
+    events: EventColumn, ids: np.ndarray, time: np.ndarray, windows: list[int | None], rows: int, ages: bool = False
+) -> list[np.ndarray]:
+    """Events of a sample's id in each window before the request.
+
+    Args:
+        ids, time: int64 [samples]; ids of 1 (missing) and below count nothing.
+        windows: lengths in ticks; None reaches back to the beginning.
+        rows: how many events may be in memory at once.
+        ages: also say how long ago the id was first and last seen.
+
+    Returns:
+        float32 [samples] for each window; then, with `ages`, ticks since the id's first and last event, -1 if never seen.
+    """
+    start, bits = _time_bits(events, time)
+    clipped = np.clip(time - start, 0, (1 << bits) - 1)
+    lower = [np.zeros_like(clipped) if w is None else np.clip(time - w - start, 0, (1 << bits) - 1) for w in windows]
+    moments = [clipped, *lower, *([np.zeros_like(clipped)] if ages else [])]
+    queries = np.concatenate([ids.astype(np.int64) << bits | moment for moment in moments])
+    ranks, previous = _ranks(events, queries, start, bits, rows, len(ids) if ages else 0)
+    ranks = ranks.reshape(len(moments), len(ids))
+    real = ids > 1
+    found = [np.where(real, ranks[0] - below, 0).astype(np.float32) for below in ranks[1 : 1 + len(windows)]]
+    if ages:
+        seen = real & (ranks[0] > ranks[-1])
+        first = _first_times(events, int(ids.max(initial=0)) + 1)
+        last = (previous & ((1 << bits) - 1)) + start
+        found.append(np.where(seen, time - first[ids], -1).astype(np.float32))
+        found.append(np.where(seen, time - last, -1).astype(np.float32))
+    return found
+
+
+def _time_bits(events: EventColumn, time: np.ndarray) -> tuple[int, int]:
+    low = high = 0
+    for number, (_, times) in enumerate(events.pieces()):
+        low = int(times.min()) if not number else min(low, int(times.min()))
+        high = int(times.max()) if not number else max(high, int(times.max()))
+    return low, (high - low + 1).bit_length()
+
+
+def _ranks(
+    events: EventColumn, queries: np.ndarray, start: int, bits: int, rows: int, wanted: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """How many events have a key below each query, and for the first `wanted` queries the largest such key.
+
+    The key space is cut at quantiles so that each piece of it fits in memory; the events are read once per piece.
+    """
+    order = np.argsort(queries, kind="stable")
+    ordered = queries[order]
+    ranks, below = np.zeros(len(queries), np.int64), np.full(len(queries), -1, np.int64)
+    done, last = 0, -1
+    edges = _edges(events, start, bits, rows)
+    for low, high in zip(edges[:-1], edges[1:], strict=True):
+        keys = _keys_between(events, start, bits, low, high)
+        keys.sort()
+        part = slice(*np.searchsorted(ordered, [low, high]))
+        place = np.searchsorted(keys, ordered[part], side="left")
+        ranks[order[part]] = place + done
+        if wanted:
+            below[order[part]] = np.where(place > 0, np.append(keys, last)[np.maximum(place, 1) - 1], last)
+        done += len(keys)
+        last = int(keys[-1]) if len(keys) else last
+    return ranks, below[:wanted]
+
+
+def _edges(events: EventColumn, start: int, bits: int, rows: int) -> list[int]:
+    end = np.iinfo(np.int64).max
+    pieces = -(-len(events.time) // max(rows, 1))
+    if pieces <= 1:
+        return [0, end]
+    step = max(1, len(events.time) // (1 << 20))
+    keys = [(ids[::step] << bits | (time[::step] - start)) for ids, time in events.pieces()]
+    sample = np.sort(np.concatenate(keys))
+    inner = np.unique(sample[np.linspace(0, len(sample), pieces + 1)[1:-1].astype(int)])
+    return [0, *(int(edge) for edge in inner), end]
+
+
+def _keys_between(events: EventColumn, start: int, bits: int, low: int, high: int) -> np.ndarray:
+    if low == 0 and high == np.iinfo(np.int64).max:
+        keys, done = np.empty(len(events.time), np.int64), 0
+        for ids, time in events.pieces():
+            keys[done : done + len(ids)] = ids << bits | (time - start)
+            done += len(ids)
+        return keys
+    found = []
+    for ids, time in events.pieces():
+        keys = ids << bits | (time - start)
+        found.append(keys[(keys >= low) & (keys < high)])
+    return np.concatenate(found) if found else np.zeros(0, np.int64)
+
+
+def _first_times(events: EventColumn, size: int) -> np.ndarray:
+    first = np.full(size, np.iinfo(np.int64).max, np.int64)
+    for ids, time in events.pieces():
+        known = ids < size
+        np.minimum.at(first, ids[known], time[known])
+    return first

@@ -1,0 +1,161 @@
+"""Trajectories: every user's events, oldest first, one user after the other, in bounded memory.
+
+The events arrive in the order of the logs. They are spilled, batch by batch, to one file per column, each batch ordered
+by bucket (a range of users); then one bucket at a time is read back and sorted. How many events each user has is known
+beforehand, so the columns of the store are written front to back, and nothing depends on how many buckets there are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from lsm_cli.data.workspace import ColumnFile
+
+_MAX_ROWS = 1 << 20  # three fields of 21 bits (user, time, position) fit one 63-bit sorting key
+
+
+def bucket_bounds(events: np.ndarray, rows: int) -> np.ndarray:
+    """Cut the users into ranges of at most `rows` events (more only where a single user has more).
+
+    Args:
+        events: int64 [users], events of each user.
+
+    Returns:
+        int64 [buckets + 1], first user of each bucket and the number of users.
+    """
+    rows = min(rows, _MAX_ROWS)
+    ends = np.cumsum(events)
+    bounds = [0]
+    while bounds[-1] < len(events):
+        before = ends[bounds[-1] - 1] if bounds[-1] else 0
+        bounds.append(max(int(np.searchsorted(ends, before + rows, side="right")), bounds[-1] + 1))
+        if bounds[-1] - bounds[-2] > _MAX_ROWS:  # users without events also take part in the key
+            bounds[-1] = bounds[-2] + _MAX_ROWS
+    return np.array(bounds, np.int64)
+
+
+@dataclass
+class Spill:
+    """Columns on disk, each batch ordered by bucket."""
+
+    folder: Path
+    dtypes: dict[str, np.dtype]
+    bounds: np.ndarray  # users, see `bucket_bounds`
+    starts: list[np.ndarray] = field(default_factory=list)  # per batch, int64 [buckets + 1], rows
+    rows: int = 0
+
+    def __post_init__(self) -> None:
+        self._files = {name: (self.folder / name).open("w+b") for name in self.dtypes}
+        users = int(self.bounds[-1])
+        self._bucket = np.repeat(np.arange(len(self.bounds) - 1), np.diff(self.bounds)).astype(
+            np.uint16 if len(self.bounds) < 1 << 16 else np.int32  # 16 bits are sorted by radix
+        )
+        assert len(self._bucket) == users
+
+    def add(self, columns: dict[str, np.ndarray]) -> None:
+        """Append a batch; `columns` has "user" and every other column, [rows] each."""
+        bucket = self._bucket[columns["user"]]
+        starts = np.zeros(len(self.bounds), np.int64)
+        np.cumsum(np.bincount(bucket, minlength=len(self.bounds) - 1), out=starts[1:])
+        order = np.argsort(bucket, kind="stable") if len(self.bounds) > 2 else None
+        for name, file in self._files.items():
+            values = columns[name].astype(self.dtypes[name], copy=False)
+            file.write(memoryview(np.ascontiguousarray(values if order is None else values[order])).cast("B"))
+        self.starts.append(starts + self.rows)
+        self.rows += len(bucket)
+
+    def read(self, bucket: int) -> dict[str, np.ndarray]:
+        """All rows of a bucket in the order in which they came."""
+        spans = [(int(s[bucket]), int(s[bucket + 1])) for s in self.starts]
+        size = sum(stop - start for start, stop in spans)
+        found = {}
+        for name, file in self._files.items():
+            out, done = np.empty(size, self.dtypes[name]), 0
+            view, width = memoryview(out).cast("B"), self.dtypes[name].itemsize
+            for start, stop in spans:
+                if stop > start:
+                    file.seek(start * width)
+                    done += file.readinto(view[done : done + (stop - start) * width])  # type: ignore[attr-defined]
+            found[name] = out
+        return found
+
+    def close(self) -> None:
+        for file in self._files.values():
+            file.close()
+
+
+@dataclass
+class Sorted:
+    """One bucket, sorted by (user, time, order of arrival)."""
+
+    columns: dict[str, np.ndarray]
+    first: int  # its first user
+    users: int
+    keys: np.ndarray  # ascending
+    position_bits: int
+    time_bits: int
+    times: np.ndarray | None  # distinct times where keys hold their rank, None where they hold the time itself
+    start: int  # earliest time
+
+    def before(self, user: np.ndarray, time: np.ndarray) -> np.ndarray:
+        """How many of the bucket's events come before (user, time): ties at `time` are not counted."""
+        if self.times is None:
+            place = np.clip(time - self.start, 0, (1 << self.time_bits) - 1)
+        else:
+            place = np.searchsorted(self.times, time, side="left")
+        key = (user.astype(np.int64) - self.first) << self.time_bits | place
+        return np.searchsorted(self.keys, key << self.position_bits, side="left")
+
+
+def sort_bucket(columns: dict[str, np.ndarray], first: int, users: int) -> Sorted:
+    """Sort a bucket by one packed key: user, time and position in 63 bits; times give way to their ranks if need be."""
+    time, rows = columns["time"], len(columns["time"])
+    start = int(time.min()) if rows else 0
+    last = int(time.max()) if rows else 0
+    position_bits, user_bits = rows.bit_length(), users.bit_length()
+    time_bits = (last - start + 1).bit_length()
+    times, place = None, time.astype(np.int64) - start
+    if position_bits + user_bits + time_bits > 63:
+        times, place = np.unique(time, return_inverse=True)
+        time_bits = (len(times) + 1).bit_length()
+    keys = ((columns["user"].astype(np.int64) - first) << time_bits | place) << position_bits
+    keys |= np.arange(rows)
+    keys.sort()
+    order = keys & ((1 << position_bits) - 1)
+    ordered = {name: values[order] for name, values in columns.items() if name != "user"}
+    return Sorted(ordered, first, users, keys, position_bits, time_bits, times, start)
+
+
+def sorted_buckets(spill: Spill) -> Iterator[Sorted]:
+    """Every bucket in the order of the users."""
+    for bucket in range(len(spill.bounds) - 1):
+        first, last = int(spill.bounds[bucket]), int(spill.bounds[bucket + 1])
+        yield sort_bucket(spill.read(bucket), first, last - first)
+
+
+def write_trajectories(
+    spill: Spill, files: dict[str, ColumnFile], user: np.ndarray, time: np.ndarray
+) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+    """Write the events' columns and find where each sample's history ends.
+
+    Args:
+        files: columns to write, in any order.
+        user, time: int [samples], the requests, in any order.
+
+    Yields:
+        rows of a bucket, and for the samples of its users their indices and exclusive event pointers.
+    """
+    order = np.argsort(user, kind="stable")
+    edges = np.searchsorted(user[order], spill.bounds)
+    done = 0
+    for number, bucket in enumerate(sorted_buckets(spill)):
+        for name, file in files.items():
+            file.append(bucket.columns[name])
+        mine = order[edges[number] : edges[number + 1]]
+        ends = done + bucket.before(user[mine], time[mine])
+        yield len(bucket.keys), mine, ends
+        done += len(bucket.keys)

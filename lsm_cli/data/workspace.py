@@ -1,0 +1,180 @@
+"""Writing a store so that a half-written one never looks whole.
+
+Everything goes into a sibling folder that only one build at a time may hold; when all files are on disk it takes the
+store's name in one step. A build that dies leaves that folder behind, and the next one sweeps it away.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import hashlib
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+
+from lsm_cli.errors import InputError, LsmError
+
+
+class ColumnFile:
+    """A .npy file of known length and type that is appended to, hashed on the way."""
+
+    def __init__(self, file: Path, dtype: np.dtype | type, rows: int, width: int | None = None) -> None:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        self.file, self.dtype, self.rows, self.done = file, np.dtype(dtype), rows, 0
+        self.hash = hashlib.sha256()
+        self._handle: IO[bytes] = file.open("wb")
+        shape = (rows,) if width is None else (rows, width)
+        header = {"descr": np.lib.format.dtype_to_descr(self.dtype), "fortran_order": False, "shape": shape}
+        np.lib.format.write_array_header_1_0(self, header)  # type: ignore[arg-type]
+
+    def write(self, data: bytes | memoryview) -> None:
+        self.hash.update(data)
+        self._handle.write(data)
+
+    def append(self, values: np.ndarray) -> None:
+        """Add rows; they are cast to the file's type, which the caller has chosen to fit."""
+        values = np.ascontiguousarray(values, self.dtype)
+        self.done += len(values)
+        if values.size:
+            self.write(memoryview(values).cast("B"))
+
+    def close(self) -> None:
+        self._handle.flush()
+        os.fsync(self._handle.fileno())
+        self._handle.close()
+        if self.done != self.rows:
+            raise LsmError(
+                f"{self.file}: {self.done} rows written, {self.rows} expected; the logs changed while they were read"
+            )
+
+
+class Workspace:
+    """The folder a store is written to before it has its name."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.files: dict[str, dict[str, int | str]] = {}  # relative path -> bytes, sha256
+
+    def column(self, name: str, dtype: np.dtype | type, rows: int, width: int | None = None) -> ColumnFile:
+        return ColumnFile(self.folder / name, dtype, rows, width)
+
+    def close(self, *columns: ColumnFile) -> None:
+        for column in columns:
+            column.close()
+            self._note(column.file, column.hash.hexdigest())
+
+    def array(self, name: str, values: np.ndarray) -> None:
+        """Write a whole array."""
+        column = self.column(name, values.dtype, len(values), values.shape[1] if values.ndim == 2 else None)
+        column.append(values)
+        self.close(column)
+
+    def note(self, name: str) -> None:
+        """Take in a file that something else has written."""
+        file = self.folder / name
+        with file.open("rb") as handle:
+            digest = hashlib.file_digest(handle, "sha256").hexdigest()
+            os.fsync(handle.fileno())
+        self._note(file, digest)
+
+    def _note(self, file: Path, digest: str) -> None:
+        self.files[file.relative_to(self.folder).as_posix()] = {"bytes": file.stat().st_size, "sha256": digest}
+
+    def scratch(self, name: str) -> Path:
+        """A folder for intermediate files; gone when the build is done."""
+        folder = self.folder / ".scratch" / name
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder
+
+
+@contextmanager
+def open_workspace(out: Path, overwrite: bool) -> Iterator[Workspace]:
+    """Hold the workspace of a store; when the block ends well, the store gets its name.
+
+    Raises:
+        InputError: something is in the way at `out`, it cannot be written to, or the disk is full.
+        LsmError: another build is writing the same store.
+    """
+    out = out.absolute()
+    folder, old = out.parent / f".{out.name}.building", out.parent / f".{out.name}.replaced"
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        handle = _hold(folder, out)
+    except OSError as error:
+        raise InputError(f"{out}: cannot be written ({error.strerror}); choose another --out") from None
+    try:
+        if old.exists() and not out.exists():
+            old.rename(out)  # a build died between the two renames below
+        _check_free(out, overwrite)
+        for stale in (*folder.iterdir(), *([old] if old.exists() else [])):
+            _remove(stale)
+        workspace = Workspace(folder)
+        yield workspace
+        _remove(folder / ".scratch")
+        for part in {folder, *(path for path in folder.rglob("*") if path.is_dir())}:
+            _sync(part)
+        if out.exists():
+            out.rename(old)
+        folder.rename(out)
+        _sync(out.parent)
+        _remove(old)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            free = shutil.disk_usage(out.parent).free
+            raise InputError(
+                f"{out}: the disk is full ({free / 1e9:.1f} GB free where the store is written); make room or choose another --out"
+            ) from None
+        raise
+    finally:
+        if folder.exists() and os.fstat(handle).st_ino == folder.stat().st_ino:
+            _remove(folder)
+        os.close(handle)
+
+
+def _hold(folder: Path, out: Path) -> int:
+    """Make and lock the folder; the lock goes with the process, however it ends."""
+    while True:
+        folder.mkdir(exist_ok=True)
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if folder.stat().st_ino == os.fstat(handle).st_ino:
+                return handle
+        except BlockingIOError:
+            os.close(handle)
+            raise LsmError(f"{out}: another build is writing this store; wait for it or choose another --out") from None
+        except FileNotFoundError:
+            pass
+        os.close(handle)  # the folder we locked was renamed or removed by a build that just ended
+
+
+def _check_free(out: Path, overwrite: bool) -> None:
+    if not out.exists():
+        return
+    if out.is_dir() and not any(out.iterdir()):
+        return
+    if not (out / "manifest.json").is_file() or not (out / "events").is_dir():
+        raise InputError(f"{out}: exists and is not a store; choose another --out")
+    if not overwrite:
+        raise InputError(f"{out}: a store is there already; add --overwrite to replace it or choose another --out")
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _sync(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
