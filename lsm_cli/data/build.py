@@ -463,8 +463,29 @@ def finish(
         "history": {name: int(v) for name, v in zip(("p50", "p90", "p99"), shares, strict=True)}
         | {"max": int(lengths.max(initial=0))},
         "positives": sampled.positives,
+        "notes": notes(plan, encoded, sampled),
         "files": dict(sorted(work.files.items())),
     }
+
+
+def notes(plan: Plan, encoded: Encoded, sampled: sample_files.Sampled) -> list[str]:
+    """Things that are probably not what the user meant."""
+    found = []
+    for source in plan.sources:
+        base, patterns = plan.description.base, source.table.spec.path
+        empty = [pattern for pattern in patterns if not any(base.glob(pattern))]
+        found += [
+            f"{source.table.key}: no file matches {pattern}; the block's other paths were read" for pattern in empty
+        ]
+    without = int((encoded.users.counts[np.unique(sampled.user)] == 0).sum())
+    users = len(np.unique(sampled.user))
+    if without == users:
+        found.append(
+            "no user of the samples occurs in the events: every history is empty; do both logs use the same ids?"
+        )
+    elif without > users / 2:
+        found.append(f"{without:,} of the samples' {users:,} users have no events")
+    return found
 
 
 def _is_level(role: str) -> bool:

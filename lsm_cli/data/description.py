@@ -10,7 +10,7 @@ import difflib
 import re
 import tomllib
 from collections.abc import Iterable
-from datetime import date, datetime, timezone
+from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
@@ -23,6 +23,13 @@ SPLITS = ("train", "valid", "test")
 _WINDOW = {"s": 1, "m": 60, "h": 3_600, "d": 86_400, "w": 604_800}
 _RESERVED = {"user", "item", "time", "category", "scenario", "domain", "action", "offsets", "end", "value", "label"}
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_-]*")
+
+
+def as_word(value: Any) -> str:
+    """A value of the description as identifiers are read: true, 3 and 3.0 are "true", "3" and "3"."""
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def is_share(moment: Any) -> bool:
@@ -104,6 +111,23 @@ class Time(Part):
         if self.prefix and self.format and not re.search("%[YyFsD]", self.format):
             self.format = "%Y" + self.format
         return self
+
+
+class Label(Part):
+    """A target's outcome: a column of 0 and 1, or any column and the values that count as 1."""
+
+    column: str
+    positive: list[str] = []
+
+    @model_validator(mode="before")
+    @classmethod
+    def _bare(cls, value: Any) -> Any:
+        if isinstance(value, str):
+            return {"column": value}
+        if isinstance(value, dict) and "positive" in value:
+            wanted = value["positive"] if isinstance(value["positive"], list) else [value["positive"]]
+            return {**value, "positive": [as_word(entry) for entry in wanted]}
+        return value
 
 
 class Files(Part):
@@ -218,7 +242,7 @@ class Samples(Files):
     scenario: Role | None = None
     category: Names = []
     fields: Mapping = {}
-    labels: Mapping = {}
+    labels: Annotated[dict[str, Label], BeforeValidator(_named)] = {}
     target: str | None = None
     label: str | None = None
     value: str | None = None
@@ -266,21 +290,26 @@ class Samples(Files):
         return self
 
 
+def _moment(value: Any) -> datetime | date | int | float:
+    """A date, a number (in the samples' time unit) or a share; text must be an ISO date."""
+    if isinstance(value, (date, int, float)) and not isinstance(value, bool):
+        return value
+    try:
+        moment = datetime.fromisoformat(value)
+    except (ValueError, TypeError):
+        raise ValueError(f'{value!r} is not a moment; write e.g. "2024-05-01", "2024-05-01 12:00:00" or 0.1') from None
+    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+
+
+Moment = Annotated[Any, BeforeValidator(_moment)]
+
+
 class Split(Part):
     """Training, validation and test samples: by time, by shares of time (numbers below 1), or by a column."""
 
     column: str | None = None
-    valid: datetime | date | int | float | str | None = Field(default=None, union_mode="left_to_right")
-    test: datetime | date | int | float | str | None = Field(default=None, union_mode="left_to_right")
-
-    @model_validator(mode="before")
-    @classmethod
-    def _verbatim(cls, value: Any) -> Any:
-        if isinstance(value, dict):  # text stays text here: pydantic would read "20240501" as a number of seconds
-            for key in ("valid", "test"):
-                if isinstance(value.get(key), str):
-                    value = {**value, key: _moment(key, value[key])}
-        return value
+    valid: Moment = None
+    test: Moment = None
 
     @model_validator(mode="after")
     def _either(self) -> Split:
@@ -411,11 +440,3 @@ def _known(where: list[Any]) -> list[str]:
             return []
         model = inner[0]
     return list(model.model_fields)
-
-
-def _moment(key: str, text: str) -> datetime:
-    try:
-        moment = datetime.fromisoformat(text)
-    except ValueError:
-        raise ValueError(f'{key}: {text!r} is not a date; write e.g. "2024-05-01" or "2024-05-01 12:00:00"') from None
-    return moment if moment.tzinfo else moment.replace(tzinfo=timezone.utc)

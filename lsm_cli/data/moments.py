@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from datetime import date, datetime, timezone
+from datetime import UTC, date, datetime
 from typing import Any
 
 import polars as pl
@@ -28,8 +28,8 @@ def time_resolution(time: Time, dtype: pl.DataType) -> int:
     if dtype.is_numeric() and not time.format:
         if not time.unit:
             raise InputError(
-                f'column {time.column!r} holds numbers and nothing says of what: time = {{ column = "{time.column}", unit = "s" }}'
-                " (or ms, us)"
+                f"column {time.column!r} holds numbers and nothing says of what; write "
+                f'time = {{ column = "{time.column}", unit = "s" }} (or ms, us)'
             )
         return TICKS[time.unit] if dtype.is_integer() else TICKS["us"]
     if dtype == pl.String or dtype.is_numeric():
@@ -94,15 +94,15 @@ def moment_ticks(moment: Any, unit: str | None, resolution: int, key: str) -> in
         return round(moment * (resolution // TICKS[unit]))
     if isinstance(moment, date) and not isinstance(moment, datetime):
         moment = datetime(moment.year, moment.month, moment.day)
-    aware = moment if moment.tzinfo else moment.replace(tzinfo=timezone.utc)
-    since = aware - datetime(1970, 1, 1, tzinfo=timezone.utc)
+    aware = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+    since = aware - datetime(1970, 1, 1, tzinfo=UTC)
     return (since.days * 86_400 + since.seconds) * resolution + since.microseconds * resolution // TICKS["us"]
 
 
 def iso(ticks: int, resolution: int) -> str:
     """Ticks as a date and time in UTC."""
     try:
-        moment = datetime.fromtimestamp(ticks / resolution, timezone.utc)
+        moment = datetime.fromtimestamp(ticks / resolution, UTC)
     except (OverflowError, ValueError, OSError):
         return f"{ticks / resolution:.0f} s"
     return moment.strftime("%Y-%m-%d %H:%M:%S")

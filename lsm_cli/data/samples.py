@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 import polars as pl
 
-from lsm_cli.data.description import SPLITS
+from lsm_cli.data.description import SPLITS, Label
 from lsm_cli.data.requests import Requests
-from lsm_cli.data.scan import BAD_LABEL, Source
+from lsm_cli.data.scan import BAD_LABEL, Source, as_label, as_text
 from lsm_cli.data.workspace import ColumnFile, Workspace
 from lsm_cli.errors import InputError
 
@@ -127,7 +127,7 @@ def check_classes(file: str, positives: dict[str, dict[str, dict[str, int]]]) ->
                 "observed in no training sample" if not observed else f"{1 if positive else 0} in every training sample"
             )
             raise InputError(
-                f"{file}: samples: target {target!r} is {what}; there is nothing to learn: check its column and the split"
+                f"{file}: samples: target {target!r} is {what}: there is nothing to learn; check its column and the split"
             )
 
 
@@ -145,10 +145,10 @@ def _nodes(encoded: Encoded, source: Source, frame: pl.DataFrame, item: np.ndarr
 def _labels(source: Source, frame: pl.DataFrame, targets: list[str]) -> dict[str, np.ndarray]:
     """int8 [rows] for each target: 0, 1, or -1 where it was not observed."""
     found = {}
-    for name, column in source.labels.items():
+    for name, label in source.labels.items():
         values = frame[name].fill_null(UNOBSERVED).to_numpy()
         if (values == BAD_LABEL).any():
-            raise InputError(_bad_label(source, column))
+            raise InputError(_bad_label(source, label))
         found[name.removeprefix("label.")] = values
     if "target" not in source.columns:
         return found
@@ -159,15 +159,17 @@ def _labels(source: Source, frame: pl.DataFrame, targets: list[str]) -> dict[str
     }
 
 
-def _bad_label(source: Source, column: str) -> str:
-    from lsm_cli.data.scan import as_label, as_text
-
+def _bad_label(source: Source, label: Label) -> str:
+    column = label.column
     for position, file in enumerate(source.table.files):
         dtype = source.table.schemas[position][column]
-        bad = source.table.scan(position).filter(as_label(column, dtype) == BAD_LABEL)
+        bad = source.table.scan(position).filter(as_label(label, dtype) == BAD_LABEL)
         found = bad.select(as_text(column, dtype).head(1)).collect()
         if found.height:
-            return f"{file}: column {column!r} is a label and says {found.item()!r}; labels are 0, 1 or empty (not observed)"
+            return (
+                f"{file}: column {column!r} is a label and says {found.item()!r}; labels are 0, 1 or empty (not observed),"
+                f' or name what counts: {{ column = "{column}", positive = {found.item()!r} }}'
+            )
     return f"column {column!r} is a label with values other than 0, 1 or empty"
 
 

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from lsm_cli.data.description import Description, Events, Files, Items, Role, Samples, hint
+from lsm_cli.data.description import Description, Events, Files, Items, Label, Role, Samples, as_word, hint
 from lsm_cli.data.moments import parse_time, time_resolution
 from lsm_cli.errors import InputError
 
@@ -41,7 +41,7 @@ class Table:
         """One file, lazily; only the rows that `where` keeps."""
         frame = _scan(self.files[position], self.spec)
         for column, wanted in self.spec.where.items():
-            values = [_text(value) for value in (wanted if isinstance(wanted, list) else [wanted])]
+            values = [as_word(value) for value in (wanted if isinstance(wanted, list) else [wanted])]
             frame = frame.filter(as_text(column, self.schemas[position][column]).is_in(values))
         return frame
 
@@ -59,7 +59,7 @@ class Source:
     columns: dict[str, str]  # role -> column, read as identifiers
     constants: dict[str, str] = field(default_factory=dict)  # role -> value
     time: Any = None  # description.Time
-    labels: dict[str, str] = field(default_factory=dict)  # "label.<target>" -> column
+    labels: dict[str, Label] = field(default_factory=dict)  # by name of the column of the store: "label.<target>"
     numbers: dict[str, str] = field(default_factory=dict)  # "value", "truth.<target>" -> column
     renames: dict[str, str] = field(default_factory=dict)  # raw action -> name
     flags: dict[str, str] = field(default_factory=dict)  # action -> flag column
@@ -78,7 +78,12 @@ class Source:
         return max(time_resolution(self.time, schema[self.time.column]) for schema in self.table.schemas)
 
     def plan(
-        self, position: int, kinds: dict[str, str], resolution: int, only: Iterable[str] | None = None
+        self,
+        position: int,
+        kinds: dict[str, str],
+        resolution: int,
+        only: Iterable[str] | None = None,
+        head: int | None = None,
     ) -> pl.LazyFrame:
         """One file as canonical columns: a column per role that is not constant, time, labels and numbers."""
         schema = self.table.schemas[position]
@@ -93,9 +98,10 @@ class Source:
             out.append(self._first_flag(schema).alias("action"))
         if self.time is not None:
             out.append(parse_time(self.time, schema[self.time.column], resolution).alias("time"))
-        out += [as_label(column, schema[column]).alias(name) for name, column in self.labels.items()]
+        out += [as_label(label, schema[label.column]).alias(name) for name, label in self.labels.items()]
         out += [as_number(column, schema[column]).alias(name) for name, column in self.numbers.items()]
-        frame = self.table.scan(position).select(out)
+        rows = self.table.scan(position)
+        frame = (rows if head is None else rows.head(head)).select(out)
         if self.items is not None and self.joined:
             attributes = self.items.select("item", *self.joined).lazy()
             frame = frame.join(attributes, on="item", how="left", maintain_order="left")
@@ -104,7 +110,8 @@ class Source:
     def _first_flag(self, schema: dict[str, pl.DataType]) -> pl.Expr:
         action = pl.lit("none")
         for name, column in reversed(self.flags.items()):
-            action = pl.when(as_label(column, schema[column]) == 1).then(pl.lit(name)).otherwise(action)
+            flag = as_label(Label(column=column), schema[column])
+            action = pl.when(flag == 1).then(pl.lit(name)).otherwise(action)
         return action
 
     def batches(
@@ -182,13 +189,14 @@ def open_sources(description: Description) -> tuple[list[Source], Source | None]
 
 def open_table(description: Description, key: str, spec: Files, problems: list[str]) -> Table | None:
     """Find a block's files and read their schemas."""
-    files: list[Path] = []
-    for pattern in spec.path:
-        found = sorted(glob.glob(str(description.base / pattern), recursive=True))
-        if not found:
-            what = "no file matches" if glob.has_magic(pattern) else "no such file:"
-            problems.append(f"{description.file}: {key}.path: {what} {description.base / pattern}")
-        files += [Path(name) for name in found]
+    files = [
+        Path(name)
+        for pattern in spec.path
+        for name in sorted(glob.glob(str(description.base / pattern), recursive=True))
+    ]
+    if spec.path and not files:  # of several paths, some may be empty: a log that comes in one form or another
+        tried = " or ".join(str(description.base / pattern) for pattern in spec.path)
+        problems.append(f"{description.file}: {key}.path: there is no file {tried}")
     schemas = []
     for file in files:
         try:
@@ -229,7 +237,7 @@ def check_column(
 
 def _require(description: Description, source: Source, problems: list[str]) -> Source:
     """Check that every column which the source names is in every file."""
-    wanted = {**source.columns, **source.labels, **source.numbers}
+    wanted = {**source.columns, **{name: label.column for name, label in source.labels.items()}, **source.numbers}
     wanted |= {f"actions_from.{action}": column for action, column in source.flags.items()}
     if source.time is not None:
         wanted["time"] = source.time.column
@@ -275,9 +283,9 @@ def _sample_source(description: Description, table: Table, block: Samples, probl
         columns["split"] = description.split.column
     if block.target:
         columns["target"] = block.target
-    labels = {f"label.{name}": column for name, column in block.labels.items()}
+    labels = {f"label.{name}": label for name, label in block.labels.items()}
     if block.label:
-        labels["label"] = block.label
+        labels["label"] = Label(column=block.label)
     numbers = {f"truth.{name}": column for name, column in block.truth.items()}
     if block.value:
         numbers["value"] = block.value
@@ -335,9 +343,11 @@ def as_text(column: str, dtype: pl.DataType) -> pl.Expr:
     return value.cast(pl.String)
 
 
-def as_label(column: str, dtype: pl.DataType) -> pl.Expr:
+def as_label(label: Label, dtype: pl.DataType) -> pl.Expr:
     """A label as Int8: 0, 1, null where it was not observed, `BAD_LABEL` for anything else."""
-    value = pl.col(column)
+    value = pl.col(label.column)
+    if label.positive:
+        return as_text(label.column, dtype).is_in(label.positive).cast(pl.Int8)
     if dtype == pl.Boolean:
         return value.cast(pl.Int8)
     if dtype == pl.String:
@@ -369,10 +379,6 @@ def unreadable(file: Path, error: Exception) -> InputError:
 
 def _integral(dtype: pl.DataType | None) -> bool:
     return dtype is not None and dtype.is_integer() and dtype not in (pl.UInt64, pl.Int128)
-
-
-def _text(value: Any) -> str:
-    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def file_format(file: Path, spec: Files) -> str:

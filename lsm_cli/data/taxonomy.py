@@ -2,7 +2,8 @@
 
 A node's subtree is then one id range [lo, hi). `align` hangs a domain's node on a shared one: a node without a
 counterpart stays below the nearest ancestor that has one, so that an ad and a video may meet at level 1 and differ
-further down. A domain's nodes that nothing aligns stay its own.
+further down. The other nodes of a domain that `align` speaks of stay its own; a domain that it does not mention is taken to
+use the shared names already.
 """
 
 from __future__ import annotations
@@ -229,9 +230,9 @@ def _parts(raw: pl.DataFrame, depth: int, align: pl.DataFrame | None, shared: bo
         whole = whole & pl.col(f"category{n}").is_not_null()
         columns.append(pl.when(whole).then(pl.col(f"category{n}")).alias(f"category{n}"))
     clean = clean.select("domain", *columns)
-    own = clean if align is None and shared else clean.with_columns(
-        (pl.col(f"category{n}") + _OWN + pl.col("domain").fill_null("")).alias(f"category{n}") for n in range(1, depth + 1)
-    )  # fmt: skip
+    apart = pl.lit(not shared) if align is None else pl.col("domain").is_in(align["domain"].unique()) | (not shared)
+    owner = pl.when(apart.fill_null(False)).then(pl.lit(_OWN) + pl.col("domain").fill_null("")).otherwise(pl.lit(""))
+    own = clean.with_columns((pl.col(f"category{n}") + owner).alias(f"category{n}") for n in range(1, depth + 1))
     names = [f"category{n}" for n in range(1, depth + 1)]
     result = own.select(pl.concat_list(names).list.drop_nulls() if names else pl.lit([]).alias("parts")).to_series()
     if align is None:
