@@ -23,12 +23,12 @@ LIMITS = {"users": (20, 100_000), "seed": (0, 2**32), "behaviours": (1, 2000), "
 def synth(
     console: Console,
     out: Path,
-    world: str = "ads",
+    world: str = "base",
     users: int = USERS,
     seed: int = 0,
+    overwrite: bool = False,
     behaviours: float | None = None,
     impressions: float | None = None,
-    overwrite: bool = False,
 ) -> dict[str, Any]:
     """Draw a world, write it, and report what its true probabilities score.
 

@@ -218,7 +218,7 @@ def _description(world: World, command: str) -> str:
 # `{command}`
 # {world.summary}
 # The impressions hold the true probability of every label; truth.json says how it comes about and what it scores.
-name = "{world.name}"
+name = "synth-{world.name}"
 
 [[events]]                                  # videos: three category levels, spelled as the ads spell them
 path = "logs/video/*.csv.gz"

@@ -107,7 +107,7 @@ WORLDS = {
     world.name: world
     for world in (
         World(
-            "ads",
+            "base",
             "Three ad scenarios beside two content domains; clicks follow the last days, orders the last weeks.",
             targets=(CLICK, ORDER),
         ),

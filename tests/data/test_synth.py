@@ -34,7 +34,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def drawn() -> Drawn:
-    return draw_world(WORLDS["ads"], 1200, 1)
+    return draw_world(WORLDS["base"], 1200, 1)
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -156,8 +156,8 @@ def test_refuses_what_it_may_not_replace(world: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="not a world"):
         synth(quiet, tmp_path / "mine", users=40, overwrite=True)
     assert contents(tmp_path / "mine") == {"notes.txt": b"keep"}
-    with pytest.raises(InputError, match="no such world; there is ads"):
-        synth(quiet, tmp_path / "w", world="adds")
+    with pytest.raises(InputError, match="no such world; there is base"):
+        synth(quiet, tmp_path / "w", world="bass")
     for wrong in ({"users": 3}, {"seed": -1}, {"behaviours": 0.0}, {"impressions": math.nan}):
         with pytest.raises(InputError, match=f"--{next(iter(wrong))}"):
             synth(quiet, tmp_path / "w", **wrong)  # type: ignore[arg-type]
