@@ -16,7 +16,9 @@ from sklearn.metrics import roc_auc_score
 
 from lsm_cli.commands.synth import score, synth
 from lsm_cli.data import synth_files
+from lsm_cli.data.build import build_store
 from lsm_cli.data.description import load_description
+from lsm_cli.data.store import Store
 from lsm_cli.data.synth import Drawn, draw_world
 from lsm_cli.data.worlds import DAY, WORLDS
 from lsm_cli.errors import InputError, LsmError
@@ -135,14 +137,21 @@ def test_the_world_looks_like_one(drawn: Drawn) -> None:
     assert ((drawn.value > 0) == drawn.label["order"]).all()
 
 
-def test_files_are_what_the_description_says(world: Path) -> None:
-    description = load_description(world / "dataset.toml")
-    assert set(description.samples.labels) == set(description.samples.truth) == {"click", "order"}
-    assert [block.domain.value for block in description.events] == ["video", "article", "ad"]  # type: ignore[union-attr]
-    columns = set(pl.read_parquet_schema(world / "impressions.parquet"))
-    samples = description.samples
-    assert {*samples.category, *samples.labels.values(), *samples.truth.values(), samples.value} <= columns
+def test_the_files_build_a_store(world: Path, tmp_path: Path) -> None:
+    build_store(load_description(world / "dataset.toml"), tmp_path / "store")
+    store = Store.open(tmp_path / "store")
+    behaviours, impressions = read_behaviours(world), pl.read_parquet(world / "impressions.parquet")
+    assert store.events == sum(len(events) for events in behaviours.values())
+    assert store.users == 80 and store.depth == 3 and store.targets == ["click", "order"]
+    assert {"item", "category3", "scenario", "domain", "action", "brand"} <= set(store.fields)
     assert [file.name for file in sorted((world / "logs" / "video").iterdir())] == ["2024-03.csv.gz", "2024-04.csv.gz"]
+    assert sum(store.splits.values()) == impressions.height
+    for target in store.targets:
+        found = np.concatenate([store.samples(split).column(f"truth.{target}") for split in store.splits])
+        assert np.array_equal(np.sort(found), np.sort(impressions[f"p_{target}"].to_numpy()))
+    # videos and ads share three levels of the tree, articles two
+    meeting = {(row["domain"], row["level"]): row["events_meeting"] for row in store.manifest["meeting"]}
+    assert meeting["ad", 3] and meeting["video", 3] and meeting["article", 2] and not meeting["article", 3]
 
 
 def test_refuses_what_it_may_not_replace(world: Path, tmp_path: Path) -> None:
