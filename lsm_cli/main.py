@@ -18,9 +18,12 @@ app = typer.Typer(
     help="Long user-behaviour sequence modelling for advertising: from raw logs to a trained and tested ranking model.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
+    rich_markup_mode=None,  # rich help would cost three times the start-up
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-recipes_app = typer.Typer(help="List, show, copy and check recipes.", no_args_is_help=True)
+recipes_app = typer.Typer(
+    help="List, show, copy and check recipes.", no_args_is_help=True, rich_markup_mode=None
+)
 app.add_typer(recipes_app, name="recipes")
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else there.")]

@@ -9,7 +9,8 @@ from typing import Any
 
 from lsm_cli.data.build import build_store
 from lsm_cli.data.check import check_logs
-from lsm_cli.data.description import Description, hint, load_description
+from lsm_cli.data.description import Description, load_description
+from lsm_cli.data.wording import hint
 from lsm_cli.errors import InputError
 from lsm_cli.report.console import Console, size
 
@@ -136,8 +137,8 @@ def _samples_from(description: Description) -> str:
         return f"samples      from {', '.join(description.samples.path)}"
     positive = ", ".join(made.positive) or "every event"
     return (
-        f"samples      made from events: {positive} is positive, {made.negatives} negatives each drawn by {made.draw} among items"
-        f" seen before the request, seed {made.seed}"
+        f"samples      made from events: {positive} is positive, {made.negatives} negatives each drawn by {made.draw}"
+        f" among items seen before the request, seed {made.seed}"
     )
 
 
@@ -163,7 +164,7 @@ def _report(console: Console, out: Path, manifest: dict[str, Any]) -> None:
         for name, info in manifest["fields"].items()
     ]
     console.table("fields", ["field", "values", "seen in training", "stored as", "known of"], fields)
-    if manifest["meeting"]:
+    if any(row["samples_meeting"] or row["events_meeting"] for row in manifest["meeting"]):
         _report_meeting(console, manifest["meeting"])
     history = manifest["history"]
     stored = sum(entry["bytes"] for entry in manifest["files"].values())

@@ -92,10 +92,14 @@ class Assembler:
         in_history = [field for field in fields if field.in_history]
         in_sample = [field for field in fields if field.in_sample]
         self.event_columns = {field.name: store.column(field.name) for field in in_history if not field.level}
-        self.event_levels = {field.name: store.ancestors[:, field.level - 1].copy() for field in in_history if field.level}
+        self.event_levels = {
+            field.name: store.ancestors[:, field.level - 1].copy() for field in in_history if field.level
+        }
         self.event_category = store.column("category") if self.event_levels else None
         self.sample_columns = {field.name: samples.column(field.name) for field in in_sample if not field.level}
-        self.sample_levels = {field.name: store.ancestors[:, field.level - 1].copy() for field in in_sample if field.level}
+        self.sample_levels = {
+            field.name: store.ancestors[:, field.level - 1].copy() for field in in_sample if field.level
+        }
         self.sample_category = samples.column("category") if self.sample_levels else None
         self.statistics = [samples.column(f"stat.{name.replace('/', '.')}") for name in statistics]
         self.labels = [samples.column(f"label.{target}") for target in targets]

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import tempfile
+from pathlib import Path
 from typing import Any
 
 import polars as pl
 
+from lsm_cli.data.cells import BAD_LABEL
 from lsm_cli.data.description import Description
+from lsm_cli.data.lists import open_lists
 from lsm_cli.data.moments import iso
-from lsm_cli.data.scan import BAD_LABEL, Source, Table, open_sources, settle_kinds, unreadable
+from lsm_cli.data.scan import Source, Table, open_sources, settle_kinds, unreadable
 
 _HEAD = 1_000
 _SHOWN = 3
+_MEMORY = 1 << 30
 
 
 def check_logs(description: Description) -> dict[str, Any]:
@@ -23,8 +28,15 @@ def check_logs(description: Description) -> dict[str, Any]:
     Raises:
         InputError: a file or column is missing.
     """
-    sources, samples = open_sources(description)
-    everything = [*sources, *([samples] if samples else [])]
+    with tempfile.TemporaryDirectory() as scratch:
+        if description.samples.layout == "lists":
+            events, samples = open_lists(description, Path(scratch), _MEMORY, _HEAD)
+            return _check(description, [*events, samples])
+        sources, sampled = open_sources(description)
+        return _check(description, [*sources, *([sampled] if sampled else [])])
+
+
+def _check(description: Description, everything: list[Source]) -> dict[str, Any]:
     kinds = settle_kinds(everything)
     resolution = max(source.resolution for source in everything)
     problems: list[str] = []

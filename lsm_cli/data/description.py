@@ -6,16 +6,15 @@ naming the file, the key, the nearest known key and what to do; nothing of the l
 
 from __future__ import annotations
 
-import difflib
 import re
 import tomllib
-from collections.abc import Iterable
 from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr, ValidationError, model_validator
 
+from lsm_cli.data.wording import as_word, hint, plain
 from lsm_cli.errors import InputError
 
 TICKS = {"s": 1, "ms": 1_000, "us": 1_000_000}
@@ -25,13 +24,6 @@ _RESERVED = {"user", "item", "time", "category", "scenario", "domain", "action",
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_-]*")
 
 
-def as_word(value: Any) -> str:
-    """A value of the description as identifiers are read: true, 3 and 3.0 are "true", "3" and "3"."""
-    if isinstance(value, float) and value.is_integer():
-        value = int(value)
-    return str(value).lower() if isinstance(value, bool) else str(value)
-
-
 def is_share(moment: Any) -> bool:
     return isinstance(moment, float) and 0 < moment < 1
 
@@ -39,16 +31,6 @@ def is_share(moment: Any) -> bool:
 def seconds(window: str) -> int | None:
     """Length of a window such as "7d"; None for "all"."""
     return None if window == "all" else int(window[:-1]) * _WINDOW[window[-1]]
-
-
-def hint(name: str, known: Iterable[str]) -> str:
-    """'; did you mean …?' or the list of what there is."""
-    known = list(known)
-    near = difflib.get_close_matches(name, known, 1, 0.6)
-    if near:
-        return f"; did you mean {near[0]!r}?"
-    listed = ", ".join(sorted(known)[:12]) + (", …" if len(known) > 12 else "")
-    return f"; there is {listed}" if known else ""
 
 
 def _listed(value: Any) -> Any:
@@ -319,7 +301,7 @@ class Split(Part):
             raise ValueError("valid is missing: name the first moment of validation as well as that of test")
         if is_share(self.valid) != is_share(self.test) and self.test is not None:
             raise ValueError("valid and test must both be moments or both be shares of time")
-        if is_share(self.valid) and self.valid + (self.test or 0) >= 1:  # type: ignore[operator]
+        if is_share(self.valid) and self.valid + (self.test or 0) >= 1:
             raise ValueError("valid and test leave nothing to train on: their shares must sum to less than 1")
         return self
 
@@ -420,12 +402,7 @@ def _sentences(entry: Any) -> list[str]:
     if kind == "too_short":
         return [f"{key}: at least one is needed"]
     got = entry.get("input")
-    return [f"{key}: {_plain(entry['msg'])}, not {got!r}"]
-
-
-def _plain(message: str) -> str:
-    message = message.removeprefix("Input ").replace("should be", "must be").replace("valid dictionary", "table")
-    return message.replace("a valid ", "a ").replace("greater than or equal to", "at least")
+    return [f"{key}: {plain(entry['msg'])}, not {got!r}"]
 
 
 def _known(where: list[Any]) -> list[str]:

@@ -9,7 +9,7 @@ import polars as pl
 
 from lsm_cli.data.description import SPLITS, Description, Split, is_share
 from lsm_cli.data.moments import iso, moment_ticks
-from lsm_cli.data.scan import Source, usable
+from lsm_cli.data.scan import Source, add_counts, usable
 from lsm_cli.errors import InputError
 
 DROPPED = -1
@@ -26,12 +26,14 @@ class Requests:
         time: int64 [rows], ticks.
         how: the decision about the split, for the user.
         dropped: reason -> rows.
+        each: samples that come of one row: a positive and its negatives, where samples are made from events.
     """
 
     split: np.ndarray
     time: np.ndarray
     how: str
     dropped: dict[str, int] = field(default_factory=dict)
+    each: int = 1
 
     @property
     def last_training(self) -> int:
@@ -39,7 +41,7 @@ class Requests:
         return int(self.time[self.split == 0].max())
 
     def counts(self) -> dict[str, int]:
-        return {name: int((self.split == code).sum()) for code, name in enumerate(SPLITS)}
+        return {name: self.each * int((self.split == code).sum()) for code, name in enumerate(SPLITS)}
 
 
 def read_requests(
@@ -51,12 +53,12 @@ def read_requests(
         InputError: no usable rows, an unreadable column, or a split without training or validation rows.
     """
     only = ["user", "item", "time", *(["split"] if description.split.column else [])]
-    times, codes, dropped, total = [], [], {}, 0
+    dropped: dict[str, int] = {}
+    times, codes, total = [], [], 0
     for frame in source.batches(kinds, resolution, rows, only):
         keep, lost = usable(frame)
         total += frame.height
-        for reason, number in lost.items():
-            dropped[reason] = dropped.get(reason, 0) + number
+        add_counts(dropped, lost)
         code = np.zeros(frame.height, np.int8)
         if description.split.column:
             name = frame["split"].str.strip_chars().str.to_lowercase()
@@ -94,7 +96,7 @@ def split_by_time(split: Split, code: np.ndarray, time: np.ndarray, unit: str | 
     used = code >= 0
     valid, test = split.valid, split.test
     if valid is None or is_share(valid):
-        shares = _SHARES if valid is None else (float(valid), float(test or 0))  # type: ignore[arg-type]
+        shares = _SHARES if valid is None else (float(valid), float(test or 0))
         ordered = np.sort(time[used])
         places = [int(len(ordered) * (1 - shares[0] - shares[1])), int(len(ordered) * (1 - shares[1]))]
         # a moment is never divided: all of its requests fall on the later side
@@ -135,7 +137,8 @@ def check_rows(source: Source, rows: int, dropped: dict[str, int]) -> None:
     names = ", ".join(str(file) for file in source.table.files[:3])
     if not rows:
         raise InputError(
-            f"{names}: has no rows{' that `where` keeps' if source.table.spec.where else ''}; {source.table.key} needs some"
+            f"{names}: has no rows{' that `where` keeps' if source.table.spec.where else ''};"
+            f" {source.table.key} needs some"
         )
     for reason, role in (("no time", "time"), ("negative time", "time"), ("no user", "user"), ("no item", "item")):
         if dropped.get(reason, 0) < rows:
@@ -147,10 +150,12 @@ def check_rows(source: Source, rows: int, dropped: dict[str, int]) -> None:
             )
         if reason == "negative time":
             raise InputError(
-                f"{names}: column {column!r} ({source.table.key}.time) is negative in every row; name another column or unit"
+                f"{names}: column {column!r} ({source.table.key}.time) is negative in every row;"
+                " name another column or unit"
             )
         raise InputError(
-            f"{names}: column {column!r} ({source.table.key}.time) cannot be read as a time, e.g. {source.example(column)};"
+            f"{names}: column {column!r} ({source.table.key}.time) cannot be read as a time,"
+            f" e.g. {source.example(column)};"
             f' give its format, time = {{ column = "{column}", format = "%Y-%m-%d %H:%M:%S" }}, or its unit'
         )
 
@@ -166,7 +171,7 @@ def check_years(source: Source, last: int, resolution: int) -> None:
     unit = source.time.unit or "s"
     likely = {"s": "ms", "ms": "us"}.get(unit)
     raise InputError(
-        f"{source.table.files[0]}: column {source.time.column!r} ({source.table.key}.time) reaches the year 2200 and beyond"
-        f" when read as {unit}, e.g. {source.example(source.time.column)}; "
+        f"{source.table.files[0]}: column {source.time.column!r} ({source.table.key}.time) reaches the year 2200"
+        f" and beyond when read as {unit}, e.g. {source.example(source.time.column)}; "
         + (f'is it unit = "{likely}"?' if likely else "mend the values")
     )

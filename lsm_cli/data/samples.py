@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 import numpy as np
 import polars as pl
 
+from lsm_cli.data.cells import BAD_LABEL, as_label, as_text
 from lsm_cli.data.description import SPLITS, Label
+from lsm_cli.data.encoding import Encoded
 from lsm_cli.data.requests import Requests
-from lsm_cli.data.scan import BAD_LABEL, Source, as_label, as_text
+from lsm_cli.data.scan import Source, is_level
 from lsm_cli.data.workspace import ColumnFile, Workspace
 from lsm_cli.errors import InputError
-
-if TYPE_CHECKING:
-    from lsm_cli.data.build import Encoded
 
 UNOBSERVED = -1
 
@@ -36,6 +34,12 @@ class Sampled:
     truth: list[str] = field(default_factory=list)
     value: bool = False
     positives: dict[str, dict[str, dict[str, int]]] = field(default_factory=dict)
+
+    def count(self, tally: np.ndarray) -> None:
+        """Note how often each target was observed and positive; int64 [targets, splits, 2]."""
+        for target, by_split in zip(self.targets, tally.tolist(), strict=True):
+            rows = zip(SPLITS, by_split, strict=True)
+            self.positives[target] = {split: {"observed": seen, "positive": ones} for split, (seen, ones) in rows}
 
 
 class SampleWriter:
@@ -66,6 +70,7 @@ def encode_samples(encoded: Encoded, requests: Requests, work: Workspace) -> Sam
     """
     plan = encoded.plan
     source, block = plan.samples, plan.description.samples
+    assert source is not None
     targets = list(block.labels) or _targets(source, plan.kinds, plan.resolution, plan.rows)
     writer = SampleWriter(work, requests.counts())
     split = requests.split[requests.split >= 0]
@@ -94,24 +99,26 @@ def encode_samples(encoded: Encoded, requests: Requests, work: Workspace) -> Sam
         columns |= {name: encoded.encode(source, frame, name) for name in fields}
         if encoded.tree is not None:
             columns["category"] = _nodes(encoded, source, frame, columns["item"], code == 0)
-        for number, target in enumerate(targets):
-            values = columns[f"label.{target}"] = labels[target]
-            for part in range(len(SPLITS)):
-                mine = values[code == part]
-                tally[number, part] += (mine >= 0).sum(), (mine == 1).sum()
+        columns |= {f"label.{target}": labels[target] for target in targets}
+        tally += tally_labels([labels[target] for target in targets], code)
         for name in source.numbers:
             missing = 0.0 if name == "value" else np.nan
             columns[name] = frame[name].fill_null(missing).to_numpy().astype(np.float32)
         writer.append(code, columns)
         plan.progress.advance(len(used))
     writer.close()
-    for number, target in enumerate(targets):
-        sampled.positives[target] = {
-            name: {"observed": int(tally[number, part, 0]), "positive": int(tally[number, part, 1])}
-            for part, name in enumerate(SPLITS)
-        }
+    sampled.count(tally)
     check_classes(str(plan.description.file), sampled.positives)
     return sampled
+
+
+def tally_labels(labels: list[np.ndarray], split: np.ndarray) -> np.ndarray:
+    """int64 [targets, splits, 2]: how many labels were observed, and how many are positive."""
+    tally = np.zeros((len(labels), len(SPLITS), 2), np.int64)
+    for target, values in enumerate(labels):
+        tally[target, :, 0] = np.bincount(split[values >= 0], minlength=len(SPLITS))
+        tally[target, :, 1] = np.bincount(split[values == 1], minlength=len(SPLITS))
+    return tally
 
 
 def check_classes(file: str, positives: dict[str, dict[str, dict[str, int]]]) -> None:
@@ -127,14 +134,15 @@ def check_classes(file: str, positives: dict[str, dict[str, dict[str, int]]]) ->
                 "observed in no training sample" if not observed else f"{1 if positive else 0} in every training sample"
             )
             raise InputError(
-                f"{file}: samples: target {target!r} is {what}: there is nothing to learn; check its column and the split"
+                f"{file}: samples: target {target!r} is {what}: there is nothing to learn;"
+                " check its column and the split"
             )
 
 
 def _nodes(encoded: Encoded, source: Source, frame: pl.DataFrame, item: np.ndarray, trained: np.ndarray) -> np.ndarray:
     """The candidate's category: its own columns, else what the events say about the item."""
     assert encoded.tree is not None and encoded.paths is not None and encoded.node_of_item is not None
-    if not any(name.startswith("category") for name in frame.columns):
+    if not any(is_level(name) for name in frame.columns):
         return encoded.node_of_item[item]
     place = encoded.paths.places(frame, encoded.plan.domain_of(source))
     encoded.sample_paths += np.bincount(place, minlength=len(encoded.sample_paths))
@@ -167,7 +175,8 @@ def _bad_label(source: Source, label: Label) -> str:
         found = bad.select(as_text(column, dtype).head(1)).collect()
         if found.height:
             return (
-                f"{file}: column {column!r} is a label and says {found.item()!r}; labels are 0, 1 or empty (not observed),"
+                f"{file}: column {column!r} is a label and says {found.item()!r};"
+                " labels are 0, 1 or empty (not observed),"
                 f' or name what counts: {{ column = "{column}", positive = {found.item()!r} }}'
             )
     return f"column {column!r} is a label with values other than 0, 1 or empty"

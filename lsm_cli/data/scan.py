@@ -17,11 +17,12 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from lsm_cli.data.description import Description, Events, Files, Items, Label, Role, Samples, as_word, hint
+from lsm_cli.data.cells import as_label, as_number, as_text
+from lsm_cli.data.description import Description, Events, Files, Items, Label, Role, Samples
 from lsm_cli.data.moments import parse_time, time_resolution
+from lsm_cli.data.wording import as_word, hint
 from lsm_cli.errors import InputError
 
-BAD_LABEL = 2  # what a label that is neither 0, 1 nor missing reads as
 _SUFFIXES = {
     ".csv": "csv", ".tsv": "csv", ".txt": "csv", ".parquet": "parquet", ".pq": "parquet",
     ".ndjson": "ndjson", ".jsonl": "ndjson", ".json": "ndjson",
@@ -158,6 +159,11 @@ def usable(frame: pl.DataFrame) -> tuple[np.ndarray | None, dict[str, int]]:
     return keep, dropped
 
 
+def add_counts(total: dict[str, int], more: dict[str, int]) -> None:
+    for reason, rows in more.items():
+        total[reason] = total.get(reason, 0) + rows
+
+
 def open_sources(description: Description) -> tuple[list[Source], Source | None]:
     """The events' sources and the samples' (None when they are made from events); files are found, not yet read.
 
@@ -172,19 +178,19 @@ def open_sources(description: Description) -> tuple[list[Source], Source | None]
     if problems:
         raise InputError("\n".join(problems))
     sources = [
-        _event_source(description, table, block, problems) for table, block in zip(tables, events, strict=True) if table
+        event_source(description, table, block, problems) for table, block in zip(tables, events, strict=True) if table
     ]
-    sample_source = _sample_source(description, sample_table, samples, problems) if sample_table else None
+    sampled = sample_source(description, sample_table, samples, problems) if sample_table else None
     items = _items(description, item_table, description.items, problems) if item_table and description.items else None
     if problems:
         raise InputError("\n".join(problems))
-    for source in [*sources, *([sample_source] if sample_source else [])]:
+    for source in [*sources, *([sampled] if sampled else [])]:
         if items is not None:
             source.joined = [name for name in items.columns if name not in source.roles and name != "item"]
             if any(role.startswith("category") for role in source.columns):
                 source.joined = [name for name in source.joined if not name.startswith("category")]
             source.items = items
-    return sources, sample_source
+    return sources, sampled
 
 
 def open_table(description: Description, key: str, spec: Files, problems: list[str]) -> Table | None:
@@ -267,7 +273,7 @@ def _levels(category: list[str]) -> dict[str, str]:
     return {f"category{level}": column for level, column in enumerate(category, start=1)}
 
 
-def _event_source(description: Description, table: Table, block: Events, problems: list[str]) -> Source:
+def event_source(description: Description, table: Table, block: Events, problems: list[str]) -> Source:
     columns, constants = _roles(
         user=block.user, item=block.item, scenario=block.scenario, domain=block.domain, action=block.action
     )
@@ -276,7 +282,7 @@ def _event_source(description: Description, table: Table, block: Events, problem
     return _require(description, source, problems)
 
 
-def _sample_source(description: Description, table: Table, block: Samples, problems: list[str]) -> Source:
+def sample_source(description: Description, table: Table, block: Samples, problems: list[str]) -> Source:
     columns, constants = _roles(user=block.user, item=block.item, scenario=block.scenario, domain=block.domain)
     columns |= _levels(block.category) | block.fields
     if description.split.column:
@@ -307,6 +313,11 @@ def _items(description: Description, table: Table, block: Items, problems: list[
     return pl.concat(frames).filter(pl.col("item").is_not_null()).unique("item", keep="first", maintain_order=True)
 
 
+def is_level(role: str) -> bool:
+    """Whether a role is a level of the category."""
+    return role.startswith("category") and role[8:].isdigit()
+
+
 def settle_kinds(sources: list[Source]) -> dict[str, str]:
     """Role -> "int" where every source of it holds integers, "text" otherwise; joined attributes are cast to match."""
     votes: dict[str, list[bool]] = {}
@@ -325,48 +336,6 @@ def settle_kinds(sources: list[Source]) -> dict[str, str]:
             names = ["item", *source.joined]
             source.items = source.items.with_columns(pl.col(n).cast(pl.String) for n in names if kinds[n] == "text")
     return kinds
-
-
-def as_text(column: str, dtype: pl.DataType) -> pl.Expr:
-    """An identifier as text: 3 and 3.0 are "3", True is "true", "" is missing."""
-    value = pl.col(column)
-    if dtype == pl.String:
-        return pl.when(value != "").then(value)
-    if dtype.is_float():
-        whole = value.is_finite() & (value == value.floor()) & (value.abs() < 2**53)
-        return (
-            pl.when(whole)
-            .then(value.cast(pl.Int64, strict=False).cast(pl.String))
-            .when(value.is_not_nan())
-            .then(value.cast(pl.String))
-        )
-    return value.cast(pl.String)
-
-
-def as_label(label: Label, dtype: pl.DataType) -> pl.Expr:
-    """A label as Int8: 0, 1, null where it was not observed, `BAD_LABEL` for anything else."""
-    value = pl.col(label.column)
-    if label.positive:
-        return as_text(label.column, dtype).is_in(label.positive).cast(pl.Int8)
-    if dtype == pl.Boolean:
-        return value.cast(pl.Int8)
-    if dtype == pl.String:
-        value = pl.when(value != "").then(value.str.to_lowercase().replace({"true": "1", "false": "0"}))
-        number = value.cast(pl.Float64, strict=False)
-        missing = value.is_null()
-    elif dtype.is_numeric():
-        number = value.cast(pl.Float64)
-        missing = number.is_null() | number.is_nan()
-    else:
-        return pl.lit(BAD_LABEL, pl.Int8)
-    known = (
-        pl.when(number == 0).then(pl.lit(0, pl.Int8)).when(number == 1).then(pl.lit(1, pl.Int8)).otherwise(BAD_LABEL)
-    )
-    return pl.when(missing.not_()).then(known).cast(pl.Int8)
-
-
-def as_number(column: str, dtype: pl.DataType) -> pl.Expr:
-    return pl.col(column).cast(pl.Float32, strict=False)
 
 
 def unreadable(file: Path, error: Exception) -> InputError:
@@ -392,11 +361,11 @@ def file_format(file: Path, spec: Files) -> str:
 def _scan(file: Path, spec: Files) -> pl.LazyFrame:
     kind = file_format(file, spec)
     if kind == "parquet":
-        return pl.scan_parquet(file)
+        return pl.scan_parquet(file, glob=False)
     if kind == "ndjson":
-        return pl.scan_ndjson(file, infer_schema_length=10_000)
+        return pl.scan_ndjson(glob.escape(str(file)), infer_schema_length=10_000)
     separator = "\t" if ".tsv" in file.suffixes and spec.separator == "," else spec.separator
-    frame = pl.scan_csv(file, separator=separator, has_header=spec.columns is None, infer_schema=False)
+    frame = pl.scan_csv(file, glob=False, separator=separator, has_header=spec.columns is None, infer_schema=False)
     if spec.columns is None:
         return frame
     width = len(frame.collect_schema())

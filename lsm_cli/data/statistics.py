@@ -1,15 +1,21 @@
 """Point-in-time statistics: what was known about a sample's item and categories just before the request.
 
-Every count is a difference of ranks: with all events ordered by (id, time), the events of one id in [t - w, t) are those
-between the ranks of (id, t - w) and (id, t). Ties with the request are future, as everywhere.
+Every count is a difference of ranks: with all events ordered by (id, time), the events of one id in [t - w, t) are
+those between the ranks of (id, t - w) and (id, t). Ties with the request are future, as everywhere.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
+
+from lsm_cli.data.description import SPLITS, seconds
+from lsm_cli.data.encoding import Encoded
+from lsm_cli.data.samples import Sampled
+from lsm_cli.data.workspace import Workspace
 
 _CHUNK = 1 << 21
 
@@ -37,6 +43,55 @@ class EventColumn:
             )
 
 
+def write_statistics(encoded: Encoded, sampled: Sampled, work: Workspace) -> list[str]:
+    """Popularity of the sample's item and categories beside all events', and the item's age and recency in seconds.
+
+    Returns:
+        names of what was written, "stat.<name>" each.
+    """
+    plan, wanted = encoded.plan, encoded.plan.description.samples.statistics
+    if wanted is None:
+        return []
+    per_second = plan.resolution // encoded.divisor
+    lengths = [seconds(window) for window in wanted.popularity]
+    windows = [None if length is None else length * per_second for length in lengths]
+    time = np.load(work.folder / "events/time.npy", mmap_mode="r")
+    item = np.load(work.folder / "events/item.npy", mmap_mode="r")
+    rows = max(plan.memory // 64, 1 << 16)
+    columns = [("any", EventColumn(item, time, lambda ids: np.full(len(ids), 2)), np.full(len(sampled.user), 2))]
+    columns.append(("item", EventColumn(item, time, lambda ids: ids), _read_back(work, sampled, "item")))
+    if encoded.tree is not None and plan.categories_in_history:
+        node = np.load(work.folder / "events/category.npy", mmap_mode="r")
+        sample_node = _read_back(work, sampled, "category")
+        for level in range(encoded.tree.depth):
+            ancestor = encoded.tree.ancestors[:, level]
+            columns.append(
+                (f"category{level + 1}", EventColumn(node, time, ancestor.__getitem__), ancestor[sample_node])
+            )
+    names: list[str] = []
+    for name, events, ids in columns:
+        ages = name == "item"
+        found = popularity(events, ids.astype(np.int64), sampled.time, windows, rows, ages)
+        labels = [f"popularity.{name}.{window}" for window in wanted.popularity]
+        labels += ["age.item", "recency.item"] if ages else []
+        for label, values in zip(labels, found, strict=True):
+            if label.startswith(("age", "recency")):
+                values = np.where(values < 0, -1, values / per_second).astype(np.float32)
+            for code, split in enumerate(SPLITS):
+                work.array(f"samples/{split}/stat.{label}.npy", values[sampled.split == code])
+        names += labels
+    return names
+
+
+def _read_back(work: Workspace, sampled: Sampled, name: str) -> np.ndarray:
+    """A column of all samples, in the order of the files."""
+    parts = [np.load(work.folder / f"samples/{split}/{name}.npy") for split in SPLITS]
+    out = np.empty(len(sampled.split), parts[0].dtype)
+    for code, part in enumerate(parts):
+        out[sampled.split == code] = part
+    return out
+
+
 def popularity(
     events: EventColumn, ids: np.ndarray, time: np.ndarray, windows: list[int | None], rows: int, ages: bool = False
 ) -> list[np.ndarray]:
@@ -49,7 +104,7 @@ def popularity(
         ages: also say how long ago the id was first and last seen.
 
     Returns:
-        float32 [samples] for each window; then, with `ages`, ticks since the id's first and last event, -1 if never seen.
+        float32 [samples] for each window; then, with `ages`, ticks since the id's first and last event, -1 if none.
     """
     start, bits = _time_bits(events, time)
     clipped = np.clip(time - start, 0, (1 << bits) - 1)
@@ -89,7 +144,7 @@ def _ranks(
     ranks, below = np.zeros(len(queries), np.int64), np.full(len(queries), -1, np.int64)
     done, last = 0, -1
     edges = _edges(events, start, bits, rows)
-    for low, high in zip(edges[:-1], edges[1:], strict=True):
+    for low, high in itertools.pairwise(edges):
         keys = _keys_between(events, start, bits, low, high)
         keys.sort()
         part = slice(*np.searchsorted(ordered, [low, high]))

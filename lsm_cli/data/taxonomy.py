@@ -2,8 +2,8 @@
 
 A node's subtree is then one id range [lo, hi). `align` hangs a domain's node on a shared one: a node without a
 counterpart stays below the nearest ancestor that has one, so that an ad and a video may meet at level 1 and differ
-further down. The other nodes of a domain that `align` speaks of stay its own; a domain that it does not mention is taken to
-use the shared names already.
+further down. The other nodes of a domain that `align` speaks of stay its own; a domain that it does not mention is
+taken to use the shared names already.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ import numpy as np
 import polars as pl
 
 from lsm_cli.data.description import Taxonomy as Options
-from lsm_cli.data.description import hint
 from lsm_cli.data.store import MISSING, PAD
 from lsm_cli.data.vocabulary import Counter, Vocabulary, narrowest
+from lsm_cli.data.wording import hint
 from lsm_cli.errors import InputError
 
 _SEP = "\0"  # sorts before every other character, so that sorted paths are in depth-first order
@@ -136,19 +136,16 @@ class Tree:
         total = np.zeros(self.nodes, np.int64)
         for level in range(self.depth):
             np.add.at(total, self.ancestors[:, level], counts)
-        level = self.level.astype(np.int64)
-        parent = (
-            np.where(level > 1, self.ancestors[np.arange(self.nodes), np.maximum(level - 2, 0)], 0)
-            if self.depth
-            else level
-        )
+        above = np.maximum(self.level.astype(np.int64) - 2, 0)
+        parent = np.where(self.level > 1, self.ancestors[np.arange(self.nodes), above], PAD)
         path = self.keys.str.replace_all(_SEP, "/", literal=True).str.replace_all(f"{_OWN}([^/]*)", " (${1})")
         ids = slice(_FIRST, None)
         return pl.DataFrame(
             {
-                "node": np.arange(_FIRST, self.nodes, dtype=np.int32), "path": path, "parent": parent[ids].astype(np.int32),
-                "level": self.level[ids], "lo": self.range[ids, 0], "hi": self.range[ids, 1], "count": total[ids],
-                "trained": self.spread(trained)[ids],
+                "node": np.arange(_FIRST, self.nodes, dtype=np.int32), "path": path,
+                "parent": parent[ids].astype(np.int32), "level": self.level[ids],
+                "lo": self.range[ids, 0], "hi": self.range[ids, 1],
+                "count": total[ids], "trained": self.spread(trained)[ids],
             }
         )  # fmt: skip
 
@@ -210,7 +207,8 @@ def read_alignment(file: Path, options: Options, domains: list[str], depth: int)
     if deep.height:
         path = options.separator.join(deep["path"][0])
         raise InputError(
-            f"{file}: line {deep['row'][0]}: path {path!r} has {len(deep['path'][0])} levels, the logs declare {depth} in category"
+            f"{file}: line {deep['row'][0]}: path {path!r} has {len(deep['path'][0])} levels,"
+            f" the logs declare {depth} in category"
         )
     twice = table.filter(pl.struct("domain", "path").is_duplicated())
     if twice.height:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from lsm_cli.data.workspace import ColumnFile
+from lsm_cli.data.workspace import ColumnFile, as_bytes
 
 _MAX_ROWS = 1 << 20  # three fields of 21 bits (user, time, position) fit one 63-bit sorting key
 
@@ -64,7 +64,7 @@ class Spill:
         order = np.argsort(bucket, kind="stable") if len(self.bounds) > 2 else None
         for name, file in self._files.items():
             values = columns[name].astype(self.dtypes[name], copy=False)
-            file.write(memoryview(np.ascontiguousarray(values if order is None else values[order])).cast("B"))
+            file.write(as_bytes(np.ascontiguousarray(values if order is None else values[order])))
         self.starts.append(starts + self.rows)
         self.rows += len(bucket)
 
@@ -75,11 +75,11 @@ class Spill:
         found = {}
         for name, file in self._files.items():
             out, done = np.empty(size, self.dtypes[name]), 0
-            view, width = memoryview(out).cast("B"), self.dtypes[name].itemsize
+            view, width = as_bytes(out), self.dtypes[name].itemsize
             for start, stop in spans:
                 if stop > start:
                     file.seek(start * width)
-                    done += file.readinto(view[done : done + (stop - start) * width])  # type: ignore[attr-defined]
+                    done += file.readinto(view[done : done + (stop - start) * width])
             found[name] = out
         return found
 

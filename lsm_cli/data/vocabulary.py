@@ -120,8 +120,8 @@ class Vocabulary:
                 if numbers.max() >= len(table) - 1
                 else table[numbers]
             )
-        found = values.to_frame("value").join(self._pairs, on="value", how="left", maintain_order="left")
-        return found["id"].fill_null(missing).to_numpy().astype(self.dtype)
+        joined = values.to_frame("value").join(self._pairs, on="value", how="left", maintain_order="left")
+        return joined["id"].fill_null(missing).to_numpy().astype(self.dtype)
 
     def id_of(self, value: str) -> int:
         """Id of a value given as text; 1 where it never occurs."""
@@ -169,6 +169,7 @@ def narrowest(size: int) -> np.dtype:
 
 
 def write_vocabulary(frame: pl.DataFrame, file: Path) -> None:
+    file.parent.mkdir(exist_ok=True)
     frame.write_parquet(file, compression="zstd", statistics=False)
 
 

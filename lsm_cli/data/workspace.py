@@ -31,7 +31,7 @@ class ColumnFile:
         self._handle: IO[bytes] = file.open("wb")
         shape = (rows,) if width is None else (rows, width)
         header = {"descr": np.lib.format.dtype_to_descr(self.dtype), "fortran_order": False, "shape": shape}
-        np.lib.format.write_array_header_1_0(self, header)  # type: ignore[arg-type]
+        np.lib.format.write_array_header_1_0(self, header)
 
     def write(self, data: bytes | memoryview) -> None:
         self.hash.update(data)
@@ -42,7 +42,7 @@ class ColumnFile:
         values = np.ascontiguousarray(values, self.dtype)
         self.done += len(values)
         if values.size:
-            self.write(memoryview(values).cast("B"))
+            self.write(as_bytes(values))
 
     def close(self) -> None:
         self._handle.flush()
@@ -52,6 +52,11 @@ class ColumnFile:
             raise LsmError(
                 f"{self.file}: {self.done} rows written, {self.rows} expected; the logs changed while they were read"
             )
+
+
+def as_bytes(values: np.ndarray) -> memoryview:
+    """A contiguous array's memory."""
+    return memoryview(values.reshape(-1).view(np.uint8))  # type: ignore[arg-type]
 
 
 class Workspace:
@@ -128,7 +133,8 @@ def open_workspace(out: Path, overwrite: bool) -> Iterator[Workspace]:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             free = shutil.disk_usage(out.parent).free
             raise InputError(
-                f"{out}: the disk is full ({free / 1e9:.1f} GB free where the store is written); make room or choose another --out"
+                f"{out}: the disk is full ({free / 1e9:.1f} GB free where the store is written);"
+                " make room or choose another --out"
             ) from None
         raise
     finally:

@@ -62,9 +62,16 @@ class Bank(nn.Module):
             self.tables[field.name] = Table(field.rows, dim, std, seed * 1009 + position)
             self.optimizers[field.name] = row_optimizer(optimizer, field.rows, dim)
 
-    def fetch(self, batch: Batch) -> dict[str, Fetched]:
-        """Read the rows of one batch; in training mode they collect gradients and some ids are hidden."""
-        return {name: self._fetch(name, batch.history.get(name), batch.target.get(name)) for name in self.names}
+    def fetch(self, batch: Batch, history: bool = True) -> dict[str, Fetched]:
+        """Read the rows of one batch; in training mode they collect gradients and some ids are hidden.
+
+        Args:
+            history: also the rows of the behaviours; without them only candidates are looked up.
+        """
+        return {
+            name: self._fetch(name, batch.history.get(name) if history else None, batch.target.get(name))
+            for name in self.names
+        }
 
     def _fetch(self, name: str, history: Tensor | None, target: Tensor | None) -> Fetched:
         found = [self._hide(self.maps[name](ids), name) for ids in (history, target) if ids is not None]

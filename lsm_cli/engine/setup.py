@@ -46,7 +46,7 @@ class Setup:
         return model.to(self.compute.device)
 
     def assembler(self, split: str, shuffle_seed: int | None = None) -> Assembler:
-        reads = self.recipe.model.sequence != "none"
+        reads = self.recipe.model.sequence != "none" or self.recipe.model.evidence
         return Assembler(
             self.store,
             split,
@@ -63,7 +63,7 @@ class Setup:
         lines = [f"device     {self.compute.describe()}"]
         lines.append(f"fields     {', '.join(field.name for field in self.fields)}")
         lines.append(f"targets    {', '.join(self.targets)}")
-        if model.sequence == "none":
+        if model.sequence == "none" and not model.evidence:
             lines.append("history    not read by this recipe")
         else:
             visible = visible_lengths(self.store, "train")

@@ -76,6 +76,7 @@ class Occurrences:
 
 
 def _choose(rows: int, segments: Segments, ids: Tensor) -> str:
+    """`small` where [B, R] is no larger than a few times the batch; the sampled product also needs N <= B R."""
     if rows * segments.size <= 4 * segments.total + 1024:
         return "small"
     return "reference" if ids.is_cuda else "compiled"

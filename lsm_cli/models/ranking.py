@@ -39,20 +39,24 @@ class RankingModel(nn.Module):
         super().__init__()
         options, train = recipe.model, recipe.train
         torch.manual_seed(train.seed)
-        self.fields = fields
-        self.bank = Bank(
-            fields, category_rows, options.dim, options.init_std, train.table_optimizer, train.unknown, train.seed
-        )
         reads = options.sequence != "none" and options.max_len > 0
-        behaviour = [field.name for field in fields if field.in_history] if reads else []
-        self.behaviour = behaviour
+        behaviour = [field.name for field in fields if field.in_history]
+        self.behaviour = behaviour if reads else []
         self.candidate = [field.name for field in fields if field.in_sample]
-        shared = [name for name in behaviour if name in self.candidate]
-        self.constants = nn.ParameterDict(
-            {name: nn.Parameter(torch.randn(options.dim) * options.init_std) for name in behaviour if name not in shared}
+        used = [field for field in fields if field.name in {*self.behaviour, *self.candidate}]
+        self.bank = Bank(
+            used, category_rows, options.dim, options.init_std, train.table_optimizer, train.unknown, train.seed
         )
-        width = options.dim * len(behaviour)
-        self.shared = shared
+        shared = [name for name in behaviour if name in self.candidate]
+        self.shared = shared if reads or (options.evidence and options.max_len > 0) else []
+        self.constants = nn.ParameterDict(
+            {
+                name: nn.Parameter(torch.randn(options.dim) * options.init_std)
+                for name in self.behaviour
+                if name not in shared
+            }
+        )
+        width = options.dim * len(self.behaviour)
         self.reader = _reader(recipe, width) if reads else None
         self.temporal = (
             TemporalEncoding(
@@ -63,11 +67,11 @@ class RankingModel(nn.Module):
         )
         self.bias = MatchBias(shared) if reads and options.match_bias and options.sequence != "mean" else None
         self.evidence = (
-            Evidence(shared, options.half_lives, options.windows) if reads and options.evidence else None
+            Evidence(shared, options.half_lives, options.windows) if options.evidence and self.shared else None
         )
         numbers = (statistics if recipe.data.statistics else 0) + (len(self.evidence.names) if self.evidence else 0)
         self.use_statistics = recipe.data.statistics and statistics > 0
-        self.numeric = Numeric(numbers)
+        self.numeric = Numeric(numbers, options.bins)
         self.calendar = (
             nn.ModuleList(nn.Embedding(size, CALENDAR_DIM) for size in (HOURS, WEEKDAYS)) if recipe.data.calendar else None
         )
@@ -75,11 +79,13 @@ class RankingModel(nn.Module):
         features += options.dim * len(self.candidate) if options.candidate else 0
         features += self.reader.out if self.reader is not None else 0
         self.feed_candidate = options.candidate
-        self.tower = Tower(features, options.cross, options.hidden, targets, options.dropout)
+        self.tower = Tower(
+            features, options.cross, options.cross_rank, options.hidden, targets, options.dropout
+        )
 
     def fetch(self, batch: Batch) -> dict[str, Fetched]:
         """The embedding rows of a batch; in training mode they are leaves that collect gradients."""
-        return self.bank.fetch(batch)
+        return self.bank.fetch(batch, history=self.reader is not None)
 
     def forward(self, batch: Batch, rows: dict[str, Fetched]) -> Tensor:
         """Logits [B, targets]."""

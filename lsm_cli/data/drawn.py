@@ -1,0 +1,175 @@
+"""Samples made from events: every positive event is a request, its item the positive candidate.
+
+Negatives are items that somebody had met before the request, in the positive's own domain: an item that did not exist
+yet would give itself away by its freshness. The event itself happens at the time of the request, so it is not part of
+the history it predicts from.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from lsm_cli.data.description import SPLITS, FromEvents
+from lsm_cli.data.encoding import Encoded
+from lsm_cli.data.positives import Positives
+from lsm_cli.data.requests import Requests
+from lsm_cli.data.samples import Sampled, SampleWriter, check_classes, tally_labels
+from lsm_cli.data.vocabulary import Vocabulary
+from lsm_cli.data.workspace import Workspace
+from lsm_cli.errors import InputError
+
+_REMEMBERED = 1 << 22  # events that popularity is drawn from; every n-th of more
+_CHUNK = 1 << 17  # positives at a time; part of what a seed means
+_TRIES = 16
+
+
+@dataclass
+class Urn:
+    """Items to draw from, per domain, ordered by when they could first be drawn.
+
+    With `draw = "popularity"` an item lies in it once per remembered event, with "uniform" once, at its first event.
+    """
+
+    items: dict[int, np.ndarray] = field(default_factory=dict)
+    times: dict[int, np.ndarray] = field(default_factory=dict)
+
+    def fill(self, domain: np.ndarray, item: np.ndarray, time: np.ndarray, once: bool) -> None:
+        for code in np.unique(domain).tolist():
+            mine = np.flatnonzero(domain == code)
+            order = mine[np.argsort(time[mine], kind="stable")]
+            if once:
+                order = order[np.sort(np.unique(item[order], return_index=True)[1])]
+            self.items[code], self.times[code] = item[order], time[order]
+
+    def draw(
+        self, rng: np.random.Generator, domain: np.ndarray, item: np.ndarray, time: np.ndarray, each: int
+    ) -> np.ndarray:
+        """Negatives for each positive, [positives, each]: never the positive's own item."""
+        found = np.zeros((len(item), each), item.dtype)
+        for code in np.unique(domain).tolist():
+            mine = np.flatnonzero(domain == code)
+            items, own = self.items[code], item[mine]
+            if (items == items[0]).all():
+                raise InputError("samples.from_events: negatives need a second item, the events have only one")
+            # at the very beginning nothing has been seen yet: then anything goes
+            reach = np.searchsorted(self.times[code], time[mine], side="left")
+            reach = np.where(reach < 2, len(items), reach)
+            drawn = items[(rng.random((len(mine), each)) * reach[:, None]).astype(np.int64)]
+            for attempt in range(_TRIES):
+                row, column = np.nonzero(drawn == own[:, None])
+                if not len(row):
+                    break
+                limit = reach[row] if attempt < _TRIES // 2 else len(items)
+                drawn[row, column] = items[(rng.random(len(row)) * limit).astype(np.int64)]
+            row, column = np.nonzero(drawn == own[:, None])
+            if len(row):  # an item that is nearly all there is: take any other
+                others = np.unique(items)
+                place = np.searchsorted(others, own[row])
+                drawn[row, column] = others[(place + 1) % len(others)]
+            found[mine] = drawn
+        return found
+
+
+@dataclass
+class Collector:
+    """Positive events, and the events that negatives are drawn from, gathered while the events are encoded."""
+
+    options: FromEvents
+    positives: Positives
+    every: int  # of how many events one is remembered
+    parts: list[dict[str, np.ndarray]] = field(default_factory=list)
+    pool: list[dict[str, np.ndarray]] = field(default_factory=list)
+    seen: int = 0
+
+    @classmethod
+    def of(cls, options: FromEvents, positives: Positives, events: int) -> Collector:
+        every = -(-events // _REMEMBERED) if options.draw == "popularity" else 1
+        return cls(options, positives, every)
+
+    def add(self, codes: np.ndarray, columns: dict[str, np.ndarray]) -> None:
+        """Take in a batch of encoded events; `codes` as from `Positives.codes`."""
+        size, kept = (
+            len(codes),
+            {n: v for n, v in columns.items() if n in ("user", "time", "item", "scenario", "domain")},
+        )
+        mine = np.flatnonzero(codes >= 0)
+        self.parts.append({"code": codes[mine]} | {name: values[mine] for name, values in kept.items()})
+        domain = columns.get("domain", np.ones(size, np.int8))
+        if self.options.draw == "uniform":  # the first event of each item in the batch, then of all batches
+            order = np.argsort(columns["time"], kind="stable")
+            pair = domain[order].astype(np.int64) << 32 | columns["item"][order]
+            picked = order[np.unique(pair, return_index=True)[1]]
+        else:
+            picked = np.arange(-self.seen % self.every, size, self.every)
+        self.seen += size
+        self.pool.append({"item": columns["item"][picked], "time": columns["time"][picked], "domain": domain[picked]})
+
+    def columns(self) -> dict[str, np.ndarray]:
+        """All positives, in the order of the logs."""
+        return {name: np.concatenate([part[name] for part in self.parts]) for name in self.parts[0]}
+
+    def urn(self) -> Urn:
+        urn, pool = Urn(), {name: np.concatenate([part[name] for part in self.pool]) for name in self.pool[0]}
+        urn.fill(pool["domain"], pool["item"], pool["time"], once=self.options.draw == "uniform")
+        return urn
+
+
+def draw_samples(encoded: Encoded, collector: Collector, requests: Requests, work: Workspace) -> Sampled:
+    """Write a sample for each positive, followed by its negatives.
+
+    Raises:
+        InputError: there is nothing to draw from, or a target with one class in training.
+    """
+    options, targets = collector.options, collector.positives.targets
+    found, urn, each = collector.columns(), collector.urn(), collector.options.negatives
+    writer = SampleWriter(work, requests.counts())
+    split = np.repeat(requests.split, 1 + each)
+    user = np.repeat(found["user"], 1 + each).astype(np.int32)
+    time = np.repeat(found["time"], 1 + each).astype(np.int64)
+    sampled = Sampled(user, time, split, targets)
+    attributes = _attributes(encoded)
+    tally = np.zeros((len(targets), len(SPLITS), 2), np.int64)
+    domain = found.get("domain", np.ones(len(found["item"]), np.int8))
+    for number, start in enumerate(range(0, len(found["item"]), _CHUNK)):
+        part = slice(start, start + _CHUNK)
+        rng = np.random.default_rng([options.seed, number])
+        item = found["item"][part]
+        negatives = urn.draw(rng, domain[part], item, found["time"][part], each)
+        rows = slice(start * (1 + each), (start + len(item)) * (1 + each))
+        columns: dict[str, np.ndarray] = {
+            "user": user[rows],
+            "time": time[rows],
+            "item": np.concatenate([item[:, None], negatives], 1).ravel(),
+        }
+        columns |= {name: np.repeat(found[name][part], 1 + each) for name in ("scenario", "domain") if name in found}
+        columns |= {name: ids[columns["item"]] for name, ids in attributes.items()}
+        if encoded.node_of_item is not None:
+            columns["category"] = encoded.node_of_item[columns["item"]]
+        code = np.repeat(found["code"][part], 1 + each)
+        first = np.zeros((len(item), 1 + each), np.int8)
+        first[:, 0] = 1
+        for target_code, target in enumerate(targets):
+            columns[f"label.{target}"] = np.where(code == target_code, first.ravel(), -1).astype(np.int8)
+        tally += tally_labels([columns[f"label.{target}"] for target in targets], split[rows])
+        writer.append(split[rows], columns)
+    writer.close()
+    sampled.count(tally)
+    check_classes(str(encoded.plan.description.file), sampled.positives)
+    return sampled
+
+
+def _attributes(encoded: Encoded) -> dict[str, np.ndarray]:
+    """Ids of each item's attributes, for fields that come from the table of items; [items' ids] each."""
+    plan, found = encoded.plan, {}
+    for source in plan.events:
+        for name in source.joined:
+            if source.items is None or name not in encoded.vocabularies:
+                continue
+            vocabulary: Vocabulary = encoded.vocabularies[name]
+            table = np.ones(encoded.vocabularies["item"].size, vocabulary.dtype)
+            table[encoded.vocabularies["item"].encode(source.items["item"])] = vocabulary.encode(source.items[name])
+            table[1] = 1  # items that no log has
+            found[name] = table
+    return found

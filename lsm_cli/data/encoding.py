@@ -1,0 +1,141 @@
+"""The second reading of the logs: values become ids, ready to be sorted into trajectories."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+import polars as pl
+
+from lsm_cli.data.plan import Plan
+from lsm_cli.data.requests import Requests
+from lsm_cli.data.scan import Source, usable
+from lsm_cli.data.store import MISSING
+from lsm_cli.data.taxonomy import PathEncoder, Tree, read_alignment
+from lsm_cli.data.trajectories import Spill, bucket_bounds
+from lsm_cli.data.vocabulary import Vocabulary
+from lsm_cli.data.workspace import Workspace
+from lsm_cli.errors import InputError
+
+if TYPE_CHECKING:
+    from lsm_cli.data.counting import Counted
+    from lsm_cli.data.drawn import Collector
+
+
+@dataclass
+class Encoded:
+    """How values become ids, and what the second reading adds up.
+
+    Attributes:
+        divisor, base: stored time = ticks while reading // divisor - base.
+        node_of_item: category of each item as the events have it, for samples that do not say; [items' ids].
+        event_paths, sample_paths: int64 [distinct paths], rows with each path of `tree.raw`.
+        trained_paths: bool [distinct paths].
+    """
+
+    plan: Plan
+    vocabularies: dict[str, Vocabulary]
+    users: Vocabulary
+    divisor: int
+    base: int
+    time_dtype: np.dtype
+    tree: Tree | None = None
+    paths: PathEncoder | None = None
+    node_of_item: np.ndarray | None = None
+    event_paths: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
+    sample_paths: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
+    trained_paths: np.ndarray = field(default_factory=lambda: np.zeros(0, bool))
+
+    def plant(self, tree: Tree) -> None:
+        """Take in the taxonomy."""
+        size = tree.raw.height
+        self.tree, self.paths = tree, PathEncoder(tree, self.plan.kinds)
+        self.event_paths, self.sample_paths = np.zeros(size, np.int64), np.zeros(size, np.int64)
+        self.trained_paths = np.zeros(size, bool)
+        self.node_of_item = np.full(self.vocabularies["item"].size, MISSING, tree.dtype)
+
+    def encode(self, source: Source, frame: pl.DataFrame, name: str) -> np.ndarray:
+        """Ids of one plain field, [rows]."""
+        vocabulary = self.vocabularies[name]
+        if name in frame.columns:
+            return vocabulary.encode(frame[name])
+        constant = source.constants.get(name)
+        return np.full(frame.height, MISSING if constant is None else vocabulary.id_of(constant), vocabulary.dtype)
+
+    def ticks(self, frame: pl.DataFrame) -> np.ndarray:
+        """int64 [rows], ticks since the store's base."""
+        time = frame["time"].to_numpy()
+        return (time if self.divisor == 1 else time // self.divisor) - self.base
+
+
+def number(plan: Plan, counted: Counted) -> Encoded:
+    """Settle ids, tree and the base of time.
+
+    Raises:
+        InputError: the alignment of the taxonomies cannot be used.
+    """
+    vocabularies = {name: Vocabulary.of(table) for name, table in counted.tables.items()}
+    users = Vocabulary.by_value(counted.users)
+    first, last = counted.first // counted.divisor, counted.last // counted.divisor
+    base = first
+    dtype: np.dtype = np.dtype(np.int32)
+    if last - first >= 1 << 32:
+        dtype = np.dtype(np.int64)
+    elif last - first >= 1 << 31:
+        base = first + (1 << 31)
+    encoded = Encoded(plan, vocabularies, users, counted.divisor, base, dtype)
+    if plan.depth:
+        encoded.plant(_grow(plan, counted))
+    return encoded
+
+
+def _grow(plan: Plan, counted: Counted) -> Tree:
+    domains = [value for value in counted.paths.rows["domain"].unique().sort().to_list() if value is not None]
+    options, align = plan.description.taxonomy, None
+    if options.align:
+        align = read_alignment(plan.description.base / options.align, options, domains, plan.depth)
+    if (align is not None or not options.shared) and len(domains) > 1:
+        for source in plan.sources:
+            if "domain" not in source.roles:
+                raise InputError(
+                    f"{plan.description.file}: {source.table.key}.domain is missing: with several domains whose"
+                    f" categories differ ({', '.join(domains)}) it decides what a category means"
+                )
+    return Tree(counted.paths.rows, plan.depth, align, options.shared)
+
+
+def encode_events(encoded: Encoded, requests: Requests, collector: Collector | None, work: Workspace) -> Spill:
+    """Spill all usable events, in the order of the logs, as ids."""
+    plan, tree = encoded.plan, encoded.tree
+    fields = [name for name in plan.fields if plan.in_history(name)]
+    dtypes = {"user": np.dtype(np.int32), "time": encoded.time_dtype}
+    dtypes |= {name: encoded.vocabularies[name].dtype for name in fields}
+    if tree is not None and plan.categories_in_history:
+        dtypes["category"] = tree.dtype
+    width = 3 * 8 + 2 * sum(dtype.itemsize for dtype in dtypes.values())  # sorting: the key, and two copies of each
+    spill = Spill(work.scratch("events"), dtypes, bucket_bounds(encoded.users.counts, plan.memory // 8 // width))
+    cut = requests.last_training
+    for source in plan.events:
+        domain = plan.domain_of(source)
+        for frame in source.batches(plan.kinds, plan.resolution, plan.rows):
+            keep, _ = usable(frame)
+            frame = frame if keep is None else frame.filter(keep)
+            columns = {"user": encoded.users.encode(frame["user"]), "time": encoded.ticks(frame)}
+            columns |= {name: encoded.encode(source, frame, name) for name in fields}
+            codes = None if collector is None else collector.positives.codes(source, frame)
+            if encoded.paths is not None and tree is not None and plan.categories_in_history:
+                place = encoded.paths.places(frame, domain)
+                columns["category"] = node = tree.node_of_path.astype(tree.dtype)[place]
+                encoded.event_paths += np.bincount(place, minlength=len(encoded.event_paths))
+                time = frame["time"].to_numpy()
+                trained = time < cut if codes is None else (time < cut) | (time == cut) & (codes >= 0)
+                encoded.trained_paths[place[trained]] = True
+                assert encoded.node_of_item is not None
+                known = node > MISSING  # an item keeps the category it was last seen with
+                encoded.node_of_item[columns["item"] if known.all() else columns["item"][known]] = node[known]
+            if collector is not None and codes is not None:
+                collector.add(codes, columns)
+            spill.add(columns)
+            plan.progress.advance(frame.height)
+    return spill

@@ -1,0 +1,147 @@
+"""What a score may and may not depend on, for every recipe."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from lsm_cli import recipe as recipes
+from lsm_cli.data.batches import Batch
+from lsm_cli.data.store import Store
+from lsm_cli.engine.setup import Setup
+from lsm_cli.models.ranking import RankingModel
+
+RECIPES = ["dnn", "mean_pool", "din", "tin", "stacked_tin"]
+
+
+def _model(path: Path, name: str, *overrides: str) -> tuple[Setup, RankingModel]:
+    options = recipes.load(name, ["model.max_len=20", "model.init_std=0.5", *overrides])
+    setup = Setup.of(options, Store.open(path))
+    model = setup.model()
+    index = np.arange(200)
+    model.numeric.fit(model.numbers(setup.assembler("train").batch(index)))
+    return setup, model.eval()
+
+
+@torch.no_grad()
+def _score(model: RankingModel, batch: Batch) -> torch.Tensor:
+    return model(batch, model.fetch(batch))
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_other_rows_of_the_batch_never_change_a_score(small_store: Path, name: str) -> None:
+    setup, model = _model(small_store, name)
+    assembler = setup.assembler("valid")
+    together = _score(model, assembler.batch(np.arange(60)))
+    for row in (0, 7, 59):
+        alone = _score(model, assembler.batch(np.array([row])))
+        torch.testing.assert_close(alone[0], together[row], rtol=1e-4, atol=1e-5)
+    backwards = _score(model, assembler.batch(np.arange(60)[::-1].copy()))
+    torch.testing.assert_close(backwards.flip(0), together, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["mean_pool", "din", "tin", "stacked_tin"])
+def test_order_of_behaviours_is_nothing_without_temporal_encoding(small_store: Path, name: str) -> None:
+    setup, model = _model(small_store, name, "model.temporal=[]", "model.evidence=false")
+    batch = setup.assembler("valid").batch(np.arange(40))
+    order = torch.arange(batch.behaviours)
+    for start, stop in zip(batch.offsets[:-1].tolist(), batch.offsets[1:].tolist(), strict=True):
+        order[start:stop] = order[start:stop].flip(0)
+    turned = replace(batch, history={name: ids[order] for name, ids in batch.history.items()}, age=batch.age[order])
+    torch.testing.assert_close(_score(model, turned), _score(model, batch), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["interval", "rank"])
+def test_temporal_encodings_see_time(small_store: Path, kind: str) -> None:
+    setup, model = _model(small_store, "tin", f'model.temporal=["{kind}"]', "model.evidence=false")
+    batch = setup.assembler("valid").batch(np.arange(40))
+    moved = replace(batch, age=batch.age * 50, rank=batch.rank * 50)
+    assert not torch.allclose(_score(model, moved), _score(model, batch))
+
+
+def test_tin_equals_the_literal_sum(small_store: Path) -> None:
+    """u = Σ_i α_i (ẽ_i ⊙ ṽ), position by position (arXiv 2308.08487)."""
+    setup, model = _model(small_store, "tin", "model.evidence=false")
+    batch = setup.assembler("valid").batch(np.arange(30))
+    rows = model.fetch(batch)
+    seen = {}
+    model.reader.register_forward_hook(lambda module, inputs, output: seen.update(inputs=inputs, output=output))
+    with torch.no_grad():
+        model(batch, rows)
+        history, candidate = seen["inputs"]
+        behaviours = history.positions()
+        for sample in range(30):
+            start, stop = int(batch.offsets[sample]), int(batch.offsets[sample + 1])
+            own = behaviours[start:stop]
+            logits = own @ candidate[sample] / history.width**0.5 + history.bias[start:stop]
+            literal = (torch.softmax(logits, 0).unsqueeze(1) * own * candidate[sample]).sum(0)
+            torch.testing.assert_close(seen["output"][sample], literal, rtol=1e-4, atol=1e-5)
+
+
+def test_din_equals_its_equation(small_store: Path) -> None:
+    """The folded first layer equals the network on [ẽ, ṽ, ẽ - ṽ, ẽ ⊙ ṽ] (arXiv 1706.06978)."""
+    setup, model = _model(small_store, "din")
+    batch = setup.assembler("valid").batch(np.arange(20))
+    seen = {}
+    model.reader.register_forward_hook(lambda module, inputs, output: seen.update(inputs=inputs, output=output))
+    with torch.no_grad():
+        _score(model, batch)
+        history, candidate = seen["inputs"]
+        own, query = history.positions(), candidate[history.segments.row]
+        network = torch.nn.Sequential(model.reader.first, *model.reader.rest)
+        weight = network(torch.cat([own, query, own - query, own * query], 1))
+        literal = torch.zeros_like(candidate).index_add_(0, history.segments.row, weight * own)
+    torch.testing.assert_close(seen["output"], literal, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_candidates_nobody_trained_on_are_scored(small_store: Path, name: str) -> None:
+    setup, model = _model(small_store, name)
+    batch = setup.assembler("valid").batch(np.arange(10))
+    new = {**batch.target, "item": torch.full_like(batch.target["item"], 10_000)}
+    assert _score(model, replace(batch, target=new)).isfinite().all()
+
+
+def test_new_items_still_match_by_identity(small_store: Path) -> None:
+    """Two untrained items share an embedding row, but only the one in the history is a match."""
+    setup, model = _model(small_store, "tin")
+    batch = setup.assembler("valid").batch(np.arange(30))
+    history = {**batch.history, "item": torch.full_like(batch.history["item"], 10_000)}
+    same = replace(batch, history=history, target={**batch.target, "item": torch.full_like(batch.target["item"], 10_000)})
+    other = replace(same, target={**batch.target, "item": torch.full_like(batch.target["item"], 10_001)})
+    full = batch.offsets.diff() > 0
+    assert ((_score(model, same) - _score(model, other)).abs().sum(1) > 1e-6)[full].all()
+
+
+def test_missing_values_match_nothing(small_store: Path) -> None:
+    setup, model = _model(small_store, "tin")
+    batch = setup.assembler("valid").batch(np.arange(30))
+    blank = {**batch.history, "item": torch.ones_like(batch.history["item"])}
+    found = model.numbers(replace(batch, history=blank, target={**batch.target, "item": torch.ones(30, dtype=torch.int64)}))
+    column = len(setup.statistics) + model.evidence.names.index("item.count")
+    assert not found[:, column].any()
+
+
+def test_evidence_equals_brute_force(small_store: Path) -> None:
+    setup, model = _model(small_store, "tin", "model.half_lives=[0.01]", "model.windows=[5]")
+    batch = setup.assembler("valid").batch(np.arange(50))
+    numbers = model.numbers(batch)[:, len(setup.statistics) :]
+    names = model.evidence.names
+    for sample in range(50):
+        span = range(int(batch.offsets[sample]), int(batch.offsets[sample + 1]))
+        for field in ("item", "category2", "scenario"):
+            hits = [i for i in span if batch.history[field][i] == batch.target[field][sample]]
+            expected = {
+                "count": len(hits),
+                "decay_0.01d": sum(2 ** -(float(batch.age[i]) / 86_400 / 0.01) for i in hits),
+                "last_5": sum(int(batch.rank[i]) <= 5 for i in hits),
+                "age": min((float(batch.age[i]) for i in hits), default=-1),
+                "rank": min((int(batch.rank[i]) for i in hits), default=-1),
+            }
+            for kind, value in expected.items():
+                got = float(numbers[sample, names.index(f"{field}.{kind}")])
+                assert got == pytest.approx(value, rel=1e-4, abs=1e-5), (field, kind)
