@@ -41,7 +41,7 @@ def open_lists(
         raise InputError("\n".join(problems))
     events = []
     for position, block in enumerate(description.events):
-        files = _unfold(table, f"events[{position}]", block, _user(description), scratch, memory, head)
+        files = _unfold(table, position, block, _user(description), scratch, memory, head)
         schemas = [dict(pl.read_parquet_schema(file)) for file in files]
         unfolded = Table(f"events[{position}]", block.model_copy(update={"format": "parquet"}), files, schemas)
         whole = block.model_copy(update={"user": _user(description)})
@@ -82,7 +82,7 @@ def _check_block(description: Description, key: str, block: Events, table: Table
 
 
 def _unfold(
-    table: Table, key: str, block: Events, user: str, scratch: Path, memory: int, head: int | None
+    table: Table, number: int, block: Events, user: str, scratch: Path, memory: int, head: int | None
 ) -> list[Path]:
     wanted = list(dict.fromkeys(_columns(block).values()))
     files = []
@@ -92,11 +92,11 @@ def _unfold(
         rows = rows if head is None else rows.head(head)
         lists = [name for name in wanted if isinstance(schema[name], pl.List)]
         try:
-            elements = _check_lengths(rows, lists, block.item, file, key)
+            elements = _check_lengths(rows, lists, block.item, file, f"events[{number}]")
             parts = max(1, -(-elements * len(wanted) * _BYTES // max(memory // 2, 1)))
             for part in range(parts):
                 mine = rows if parts == 1 else rows.filter(pl.col(user).hash(0) % parts == part)
-                out = scratch / f"{key}-{position:05}-{part:05}.parquet"
+                out = scratch / f"events-{number}-{position:05}-{part:05}.parquet"  # no brackets: they would be a glob
                 _events(mine, wanted, lists, block.item, user).collect(engine="streaming").write_parquet(
                     out, statistics=False
                 )

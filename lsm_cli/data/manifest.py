@@ -105,12 +105,12 @@ def _notes(encoded: Encoded, sampled: Sampled) -> list[str]:
         found += [
             f"{source.table.key}: no file matches {pattern}; the block's other paths were read" for pattern in empty
         ]
-    requesters = np.unique(sampled.user)
-    without = int((encoded.users.counts[requesters] == 0).sum())
-    if without == len(requesters):
+    requests = np.bincount(sampled.user, minlength=len(encoded.users.counts)) > 0
+    everybody, without = int(requests.sum()), int((requests & (encoded.users.counts == 0)).sum())
+    if without == everybody:
         found.append(
             "no user of the samples occurs in the events: every history is empty; do both logs use the same ids?"
         )
-    elif without > len(requesters) / 2:
-        found.append(f"{without:,} of the samples' {len(requesters):,} users have no events")
+    elif without > everybody / 2:
+        found.append(f"{without:,} of the samples' {everybody:,} users have no events")
     return found

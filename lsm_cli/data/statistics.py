@@ -107,18 +107,20 @@ def popularity(
         float32 [samples] for each window; then, with `ages`, ticks since the id's first and last event, -1 if none.
     """
     start, bits = _time_bits(events, time)
-    clipped = np.clip(time - start, 0, (1 << bits) - 1)
-    lower = [np.zeros_like(clipped) if w is None else np.clip(time - w - start, 0, (1 << bits) - 1) for w in windows]
-    moments = [clipped, *lower, *([np.zeros_like(clipped)] if ages else [])]
-    queries = np.concatenate([ids.astype(np.int64) << bits | moment for moment in moments])
-    ranks, previous = _ranks(events, queries, start, bits, rows, len(ids) if ages else 0)
-    ranks = ranks.reshape(len(moments), len(ids))
+    ceiling = (1 << bits) - 1
+    clipped = np.clip(time - start, 0, ceiling)
+    zero = np.zeros_like(clipped)
+    lower = [zero if window is None else np.clip(time - window - start, 0, ceiling) for window in windows]
+    order = np.argsort(ids << bits | clipped, kind="stable")  # which orders (id, t - w) as well
+    moments = [moment[order] for moment in (clipped, *lower, zero)]
+    ranks, previous = _ranks(events, ids[order], moments, start, bits, rows)
+    ranks[:, order], previous[order] = ranks.copy(), previous.copy()
     real = ids > 1
     found = [np.where(real, ranks[0] - below, 0).astype(np.float32) for below in ranks[1 : 1 + len(windows)]]
     if ages:
         seen = real & (ranks[0] > ranks[-1])
         first = _first_times(events, int(ids.max(initial=0)) + 1)
-        last = (previous & ((1 << bits) - 1)) + start
+        last = (previous & ceiling) + start
         found.append(np.where(seen, time - first[ids], -1).astype(np.float32))
         found.append(np.where(seen, time - last, -1).astype(np.float32))
     return found
@@ -133,28 +135,33 @@ def _time_bits(events: EventColumn, time: np.ndarray) -> tuple[int, int]:
 
 
 def _ranks(
-    events: EventColumn, queries: np.ndarray, start: int, bits: int, rows: int, wanted: int
+    events: EventColumn, ids: np.ndarray, moments: list[np.ndarray], start: int, bits: int, rows: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """How many events have a key below each query, and for the first `wanted` queries the largest such key.
+    """How many events come before each (id, moment), and the last event before the first of the moments.
 
     The key space is cut at quantiles so that each piece of it fits in memory; the events are read once per piece.
+
+    Args:
+        ids, moments: int64 [samples] each, so ordered that every (id, moment) ascends.
+
+    Returns:
+        int64 [moments, samples]; and keys, int64 [samples], -1 where there is none.
     """
-    order = np.argsort(queries, kind="stable")
-    ordered = queries[order]
-    ranks, below = np.zeros(len(queries), np.int64), np.full(len(queries), -1, np.int64)
+    ranks, before = np.zeros((len(moments), len(ids)), np.int64), np.full(len(ids), -1, np.int64)
     done, last = 0, -1
-    edges = _edges(events, start, bits, rows)
-    for low, high in itertools.pairwise(edges):
+    for low, high in itertools.pairwise(_edges(events, start, bits, rows)):
         keys = _keys_between(events, start, bits, low, high)
         keys.sort()
-        part = slice(*np.searchsorted(ordered, [low, high]))
-        place = np.searchsorted(keys, ordered[part], side="left")
-        ranks[order[part]] = place + done
-        if wanted:
-            below[order[part]] = np.where(place > 0, np.append(keys, last)[np.maximum(place, 1) - 1], last)
+        for number, moment in enumerate(moments):
+            queries = ids << bits | moment
+            part = slice(*np.searchsorted(queries, [low, high]))
+            place = np.searchsorted(keys, queries[part], side="left")
+            ranks[number, part] = place + done
+            if number == 0:
+                before[part] = np.append(keys, last)[place - 1]  # 0 - 1 is the last: what came before this piece
         done += len(keys)
         last = int(keys[-1]) if len(keys) else last
-    return ranks, below[:wanted]
+    return ranks, before
 
 
 def _edges(events: EventColumn, start: int, bits: int, rows: int) -> list[int]:

@@ -36,9 +36,8 @@ class Paths:
     def add(self, frame: pl.DataFrame, domain: str | None) -> None:
         """Note the paths of a batch; `domain` is given where the batch has no such column."""
         have = [name for name in self.names if name in frame.columns]
-        if not have:
-            return
-        found = frame.lazy().select(have).unique().collect(engine="streaming")
+        distinct = frame.lazy().select(have).unique()
+        found = distinct.collect(engine="streaming") if have else pl.DataFrame({"": [None]})  # the domain alone
         text = found.with_columns(pl.col(have).cast(pl.String))
         missing = [pl.lit(None, pl.String).alias(name) for name in self.names if name not in have]
         text = text.with_columns(missing)
@@ -277,6 +276,8 @@ class PathEncoder:
             codes["domain"] = _code(self.parts["domain"], pl.Series([domain], dtype=pl.String))[0]
         for name in names:
             codes.setdefault(name, np.asarray(-1))
+        if not have:
+            return np.full(frame.height, self._search([code.reshape(1) for code in (codes[n] for n in names)])[0])
         place = self._guess(have, codes["domain"], domain)[codes[have[-1]]]
         wrong = np.zeros(frame.height, bool)
         for name, known in zip(names, self.codes, strict=True):
