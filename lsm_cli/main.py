@@ -21,9 +21,7 @@ app = typer.Typer(
     rich_markup_mode=None,  # rich help would cost three times the start-up
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-recipes_app = typer.Typer(
-    help="List, show, copy and check recipes.", no_args_is_help=True, rich_markup_mode=None
-)
+recipes_app = typer.Typer(help="List, show, copy and check recipes.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(recipes_app, name="recipes")
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else there.")]
@@ -60,20 +58,26 @@ def _run(work: Callable[[Any], dict[str, Any]], json: bool, quiet: bool, debug: 
     except Exception as error:
         if debug:
             raise
-        console.error(f"{type(error).__name__}: {error} (this is a fault of lsm or of the machine; --debug shows where)")
+        console.error(
+            f"{type(error).__name__}: {error} (this is a fault of lsm or of the machine; --debug shows where)"
+        )
         raise typer.Exit(1) from None
 
 
 @app.command("build-sequences")
 def build_sequences(
     dataset: Annotated[str, typer.Argument(help="Dataset description (TOML), or the name of a shipped one.")],
-    out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder of the new store.", show_default=False)] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Folder of the new store.", show_default=False)
+    ] = None,
     root: Annotated[
         Path | None, typer.Option(help="Folder that the description's paths start from.", show_default="its own folder")
     ] = None,
     memory: Annotated[str, typer.Option(help="Memory to stay within.")] = "2GiB",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing store.")] = False,
-    check: Annotated[bool, typer.Option("--check", help="Only read the head of each file and show every column.")] = False,
+    check: Annotated[
+        bool, typer.Option("--check", help="Only read the head of each file and show every column.")
+    ] = False,
     json: Json = False,
     quiet: Quiet = False,
     debug: Debug = False,
@@ -139,6 +143,12 @@ def synth(
     users: Annotated[int, typer.Option(help="Number of users.", min=1)] = 5000,
     seed: Annotated[int, typer.Option(help="Seed of the world.", min=0)] = 0,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing world.")] = False,
+    behaviours: Annotated[
+        float | None, typer.Option(help="Mean content behaviours per user.", show_default="the world's", min=0)
+    ] = None,
+    impressions: Annotated[
+        float | None, typer.Option(help="Mean impressions per user.", show_default="the world's", min=0)
+    ] = None,
     json: Json = False,
     quiet: Quiet = False,
     debug: Debug = False,
@@ -148,7 +158,7 @@ def synth(
     def work(console: Any) -> dict[str, Any]:
         from lsm_cli.commands import synth as command
 
-        return command.synth(console, out, world, users, seed, overwrite)
+        return command.synth(console, out, world, users, seed, overwrite, behaviours, impressions)
 
     _run(work, json, quiet, debug)
 
@@ -226,12 +236,16 @@ def _version(wanted: bool) -> None:
 
 @app.callback()
 def _main(
-    version: Annotated[bool, typer.Option("--version", help="Print the version.", callback=_version, is_eager=True)] = False,
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", callback=_version, is_eager=True)
+    ] = False,
 ) -> None:
     pass
 
 
 def main() -> None:
+    # threads that spin while they wait make a shared machine many times slower; read when torch is first imported
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     app()
 
 

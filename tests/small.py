@@ -58,7 +58,12 @@ def write_store(
     for split, number in counts.items():
         user = rng.integers(0, users, number).astype(np.int32)
         request = np.sort(rng.integers(100, 6_000, number)).astype(np.int64)
-        end = np.array([offsets[u] + np.searchsorted(time[offsets[u] : offsets[u + 1]], t) for u, t in zip(user, request, strict=True)])
+        end = np.array(
+            [
+                offsets[u] + np.searchsorted(time[offsets[u] : offsets[u + 1]], t)
+                for u, t in zip(user, request, strict=True)
+            ]
+        )
         target = rng.integers(2, items, number).astype(np.int16)
         recent = [item[max(e - 10, offsets[u]) : e] for u, e in zip(user, end, strict=True)]
         for row in range(0, number, 2):  # half of the candidates come from the history

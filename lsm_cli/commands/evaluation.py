@@ -56,9 +56,7 @@ def headline(entry: dict[str, Any]) -> dict[str, Any]:
     return {name: entry[name] for name in HEADLINE}
 
 
-def show(
-    console: Console, title: str, targets: dict[str, Any], shuffled: dict[str, Any] | None = None
-) -> None:
+def show(console: Console, title: str, targets: dict[str, Any], shuffled: dict[str, Any] | None = None) -> None:
     """One row per target; with the truth of a synthetic world and the shuffled-history control where they exist."""
     rows = []
     for target, entry in targets.items():

@@ -27,7 +27,9 @@ def show(console: Console, name: str, overrides: list[str]) -> dict[str, Any]:
         for key, info in options.model_fields.items():
             value, default = getattr(values, key), info.get_default(call_default_factory=True)
             changed = "" if value == default else f"(default {_show(default)})"
-            rows.append([f"{section}.{key}", f"{_show(value)} {changed}".strip(), _range(section, key, info), info.description])
+            rows.append(
+                [f"{section}.{key}", f"{_show(value)} {changed}".strip(), _range(section, key, info), info.description]
+            )
         console.table(section, ["key", "value", "allowed", "meaning"], rows)
     return recipe.model_dump()
 
@@ -70,6 +72,8 @@ def _range(section: str, key: str, info: Any) -> str:
     allowed = recipes.choices(f"{section}.{key}")
     if allowed:
         return " | ".join(allowed)
-    bounds = {name: getattr(item, name) for item in info.metadata for name in ("ge", "gt", "le", "lt") if hasattr(item, name)}
+    bounds = {
+        name: getattr(item, name) for item in info.metadata for name in ("ge", "gt", "le", "lt") if hasattr(item, name)
+    }
     signs = {"ge": "≥", "gt": ">", "le": "≤", "lt": "<"}
     return " ".join(f"{signs[name]} {bound:g}" for name, bound in bounds.items())

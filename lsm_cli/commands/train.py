@@ -37,7 +37,9 @@ def train(
     store = Store.open(data)
     for split in ("train", "valid"):
         if not store.splits.get(split):
-            raise InputError(f"{data}: no {split} samples; set [split] in the dataset description and rebuild the store")
+            raise InputError(
+                f"{data}: no {split} samples; set [split] in the dataset description and rebuild the store"
+            )
     setup = Setup.of(options, store)
     console.say(f"recipe     {options.name}: {options.description}")
     console.say(f"store      {data} ({store.name}): " + ", ".join(f"{n:,} {name}" for name, n in store.splits.items()))
@@ -83,8 +85,8 @@ def train(
     evaluation.show_curve(console, options, trainer.history)
     evaluation.show(console, f"{options.name} on the {split} samples of {store.name}", found["targets"])
     console.text(
-        f"{count(result['samples_per_second'])} training samples/s, {count(result['scoring_samples_per_second'])} scored "
-        f"samples/s, peak memory {size(result['peak_memory_bytes'])}; run in {out}, report in {out / 'report.html'}"
+        f"{count(result['samples_per_second'])} training samples/s, "
+        f"{count(result['scoring_samples_per_second'])} scored samples/s, peak memory {size(result['peak_memory_bytes'])}; run in {out}, report in {out / 'report.html'}"
     )
     console.next(f"lsm eval {out} --shuffle-history")
     return result

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import TypeVar
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,7 +12,6 @@ from torch import Tensor
 from lsm_cli.data.store import Field, Store
 
 SECONDS_PER_DAY = 86_400
-Index = TypeVar("Index", bound=np.ndarray)
 
 
 @dataclass
@@ -53,12 +52,12 @@ class Batch:
         if device.type == "cpu":
             return self
 
-        def move(value: Tensor | dict[str, Tensor]) -> Tensor | dict[str, Tensor]:
+        def move(value: Any) -> Any:
             if isinstance(value, dict):
-                return {name: tensor.to(device, non_blocking=True) for name, tensor in value.items()}
+                return {name: move(tensor) for name, tensor in value.items()}
             return value.to(device, non_blocking=True)
 
-        return replace(self, **{name: move(value) for name, value in vars(self).items()})
+        return Batch(**{name: move(value) for name, value in vars(self).items()})
 
 
 class Assembler:
@@ -191,5 +190,5 @@ def derangement(size: int, seed: int) -> np.ndarray:
 
 
 def epoch_order(size: int, seed: int, epoch: int) -> np.ndarray:
-    """The order of the samples in one epoch; a function of (seed, epoch) only, so that a resumed run finds its place."""
+    """The order of the samples in one epoch, a function of (seed, epoch) only: a resumed run finds its place."""
     return np.random.default_rng([seed, epoch]).permutation(size)

@@ -17,6 +17,9 @@ from lsm_cli.data.taxonomy import meeting
 from lsm_cli.data.vocabulary import write_vocabulary
 from lsm_cli.data.workspace import Workspace
 
+NAMED = ("domain", "scenario", "action")
+MOST_NAMES = 1000
+
 
 def describe_store(
     encoded: Encoded, counted: Counted, requests: Requests, sampled: Sampled, lengths: np.ndarray,
@@ -40,6 +43,9 @@ def describe_store(
             "dtype": str(vocabulary.dtype), "ids": vocabulary.size, "trained": vocabulary.trained,
             "in_history": plan.in_history(name), "in_sample": plan.in_sample(name),
         }  # fmt: skip
+        if name in NAMED and vocabulary.size <= MOST_NAMES:  # reports are written where polars is not installed
+            ids = range(vocabulary.first, vocabulary.size)
+            fields[name]["names"] = {str(i): str(value) for i, value in zip(ids, vocabulary.values, strict=True)}
     category, levels = _write_taxonomy(encoded, work)
     if category:
         fields = {"item": fields.pop("item"), "category": category, **fields}

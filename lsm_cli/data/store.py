@@ -88,7 +88,7 @@ class Store:
         file = path / "manifest.json"
         if not file.is_file():
             raise InputError(
-                f"{path}: not a store (no manifest.json); build one with `lsm build-sequences DATASET.toml --out {path}`"
+                f"{path}: not a store (no manifest.json); `lsm build-sequences DATASET.toml --out {path}` builds one"
             )
         try:
             manifest = json.loads(file.read_text())

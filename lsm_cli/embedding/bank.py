@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 
 from lsm_cli.data.batches import Batch
 from lsm_cli.data.store import Field
-from lsm_cli.embedding.optimizer import row_optimizer
+from lsm_cli.embedding.optimizer import RowOptimizer, row_optimizer
 from lsm_cli.embedding.tables import RowMap, Rows, Table
 
 
@@ -54,13 +55,13 @@ class Bank(nn.Module):
         super().__init__()
         self.names = [field.name for field in fields]
         self.dim, self.unknown = dim, unknown
-        self.maps = nn.ModuleDict()
-        self.tables = nn.ModuleDict()
-        self.optimizers = nn.ModuleDict()
+        self.maps = nn.ModuleList()
+        self.tables = nn.ModuleList()
+        self.optimizers = nn.ModuleList()
         for position, field in enumerate(fields):
-            self.maps[field.name] = RowMap(field.rows, category_rows if field.level else None)
-            self.tables[field.name] = Table(field.rows, dim, std, seed * 1009 + position)
-            self.optimizers[field.name] = row_optimizer(optimizer, field.rows, dim)
+            self.maps.append(RowMap(field.rows, category_rows if field.level else None))
+            self.tables.append(Table(field.rows, dim, std, seed * 1009 + position))
+            self.optimizers.append(row_optimizer(optimizer, field.rows, dim))
 
     def fetch(self, batch: Batch, history: bool = True) -> dict[str, Fetched]:
         """Read the rows of one batch; in training mode they collect gradients and some ids are hidden.
@@ -68,29 +69,30 @@ class Bank(nn.Module):
         Args:
             history: also the rows of the behaviours; without them only candidates are looked up.
         """
-        return {
-            name: self._fetch(name, batch.history.get(name) if history else None, batch.target.get(name))
-            for name in self.names
-        }
+        found = {}
+        for name, rows_of, table in zip(self.names, self.maps, self.tables, strict=True):
+            behaviours = batch.history.get(name) if history else None
+            target = batch.target.get(name)
+            ids = [self._hide(rows_of(ids), cast(Table, table)) for ids in (behaviours, target) if ids is not None]
+            rows = cast(Table, table).fetch(*ids, grad=self.training)
+            local = iter(rows.local)
+            found[name] = Fetched(
+                rows, None if behaviours is None else next(local), None if target is None else next(local)
+            )
+        return found
 
-    def _fetch(self, name: str, history: Tensor | None, target: Tensor | None) -> Fetched:
-        found = [self._hide(self.maps[name](ids), name) for ids in (history, target) if ids is not None]
-        rows = self.tables[name].fetch(*found, grad=self.training)
-        local = iter(rows.local)
-        return Fetched(rows, None if history is None else next(local), None if target is None else next(local))
-
-    def _hide(self, rows: Tensor, name: str) -> Tensor:
+    def _hide(self, rows: Tensor, table: Table) -> Tensor:
         count = int(rows.numel() * self.unknown)
         if not self.training or not count:
             return rows
         where = torch.randint(rows.numel(), (count,), device=rows.device)
-        return rows.index_fill(0, where, self.tables[name].rows - 1)
+        return rows.index_fill(0, where, table.rows - 1)
 
     def leaves(self, fetched: dict[str, Fetched]) -> list[Tensor]:
         """The leaf tensors of a step, for gradient scaling and clipping."""
         return [item.rows.values for item in fetched.values()]
 
-    def update(self, fetched: dict[str, Fetched], lr: float, scale: float = 1.0) -> None:
-        """Write the rows of one step back."""
-        for name, item in fetched.items():
-            self.tables[name].update(item.rows, self.optimizers[name], lr, scale)
+    def update(self, fetched: dict[str, Fetched], lr: float) -> None:
+        """Move the rows of one step against their gradients and write them back."""
+        for item, table, optimizer in zip(fetched.values(), self.tables, self.optimizers, strict=True):
+            cast(Table, table).update(item.rows, cast(RowOptimizer, optimizer), lr)

@@ -94,10 +94,10 @@ class Table(nn.Module):
         return torch.from_numpy(index), torch.from_numpy(scratch[flat].astype(np.int64))
 
     @torch.no_grad()
-    def update(self, rows: Rows, optimizer: RowOptimizer, lr: float, scale: float = 1.0) -> None:
-        """Move the fetched rows against their gradient times `scale`."""
+    def update(self, rows: Rows, optimizer: RowOptimizer, lr: float) -> None:
+        """Move the fetched rows against their gradient."""
         grad = rows.values.grad
         if grad is None or not rows.index.numel():
             return
-        step = optimizer.step(rows.index, grad * scale if scale != 1.0 else grad, lr)
+        step = optimizer.step(rows.index, grad, lr)
         self.weight.index_copy_(0, rows.index, rows.values.detach() - step)

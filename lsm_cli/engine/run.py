@@ -8,6 +8,7 @@ import os
 import platform
 import sys
 import tomllib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -46,9 +47,7 @@ class RunFolder:
             if not (run.path / "recipe.toml").exists() and not (run.path / ".lock").exists():
                 raise InputError(f"{run.path}: the folder is not empty and holds no run; choose another --out")
             if not resume:
-                raise InputError(
-                    f"{run.path}: already holds a run; go on with it by --resume, or choose another --out"
-                )
+                raise InputError(f"{run.path}: already holds a run; go on with it by --resume, or choose another --out")
         try:
             run.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -116,8 +115,7 @@ class RunFolder:
             )
 
     def write_text(self, name: str, text: str) -> None:
-        temporary = self.path / f".{name}.tmp"
-        _guard(self.path, lambda: (temporary.write_text(text), os.replace(temporary, self.path / name)))
+        self._write(name, lambda file: file.write_text(text))
 
     def write_json(self, name: str, value: Any) -> None:
         self.write_text(name, json.dumps(value, indent=1) + "\n")
@@ -126,9 +124,8 @@ class RunFolder:
         self.write_text(METRICS, "".join(json.dumps(line) + "\n" for line in lines))
 
     def save_weights(self, tensors: dict[str, Tensor]) -> None:
-        temporary = self.path / f".{WEIGHTS}.tmp"
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-        _guard(self.path, lambda: (save_file(tensors, temporary), os.replace(temporary, self.path / WEIGHTS)))
+        self._write(WEIGHTS, lambda file: save_file(tensors, file))
 
     def load_weights(self) -> dict[str, Tensor]:
         try:
@@ -137,8 +134,7 @@ class RunFolder:
             raise InputError(f"{self.path / WEIGHTS}: damaged ({error}); train the run again") from None
 
     def save_state(self, state: dict[str, Any]) -> None:
-        temporary = self.path / f".{STATE}.tmp"
-        _guard(self.path, lambda: (torch.save(state, temporary), os.replace(temporary, self.path / STATE)))
+        self._write(STATE, lambda file: torch.save(state, file))
 
     def load_state(self) -> dict[str, Any] | None:
         file = self.path / STATE
@@ -149,20 +145,23 @@ class RunFolder:
         except Exception as error:
             raise InputError(f"{file}: damaged ({error}); start the run again in another --out") from None
 
+    def _write(self, name: str, write: Callable[[Path], object]) -> None:
+        """Write aside, reach the disk, rename: a file is whole or absent."""
+        temporary = self.path / f".{name}.tmp"
+        try:
+            write(temporary)
+            with open(temporary, "rb") as written:
+                os.fsync(written.fileno())
+            os.replace(temporary, self.path / name)
+        except (OSError, SafetensorError, RuntimeError) as error:
+            temporary.unlink(missing_ok=True)
+            raise LsmError(f"{self.path / name}: could not be written ({error}); free space, then --resume") from None
+
     def append_ledger(self, line: dict[str, Any]) -> None:
         """One line per run beside the run folders; appended under a lock, as runs may end together."""
         with open(self.path.parent / LEDGER, "a") as ledger:
             fcntl.flock(ledger, fcntl.LOCK_EX)
             ledger.write(json.dumps(line) + "\n")
-
-
-def _guard(folder: Path, write: Any) -> None:
-    try:
-        write()
-    except (OSError, SafetensorError, RuntimeError) as error:
-        for left in folder.glob(".*.tmp"):
-            left.unlink(missing_ok=True)
-        raise LsmError(f"{folder}: could not write ({error}); free space or choose another --out") from None
 
 
 def _identity(store: Store) -> dict[str, Any]:

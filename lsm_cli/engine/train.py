@@ -26,7 +26,7 @@ FIT_SAMPLES = 50_000  # training samples from which the scale of numeric feature
 CHECK_STEPS = 100  # steps between looks at the loss; each look waits for the device
 
 
-class Interrupted(LsmError):
+class InterruptedRunError(LsmError):
     """The user stopped the run; its state is saved."""
 
     exit_code = 130
@@ -54,7 +54,7 @@ class Trainer:
         setup: recipe, store and device.
         run: where to write.
         progress: who watches.
-        stop: asked after every step; True saves the state and raises `Interrupted`.
+        stop: asked after every step; True saves the state and raises `InterruptedRunError`.
     """
 
     def __init__(
@@ -77,7 +77,7 @@ class Trainer:
             [{"params": decays, "weight_decay": self.options.weight_decay}, {"params": flat, "weight_decay": 0.0}],
             lr=self.options.lr,
         )
-        self.parameters = decays + flat
+        self.parameters: list[Tensor] = [*decays, *flat]
         self.scaler = torch.amp.GradScaler(setup.compute.device.type, enabled=setup.compute.precision == "fp16")
         self.average = [p.detach().clone() for p in self.parameters] if self.options.ema else []
         self.weights = torch.tensor(
@@ -143,7 +143,7 @@ class Trainer:
                 self.at.loss = float(loss)
                 self._save()
                 if self.stop():
-                    raise Interrupted(
+                    raise InterruptedRunError(
                         f"{self.run.path}: stopped after {self.at.step:,} of {self.total:,} steps; the state is saved, "
                         "go on with --resume"
                     )
@@ -176,7 +176,8 @@ class Trainer:
         if not self.scaler.is_enabled() or self.scaler.get_scale() >= before:  # else fp16 overflowed: skip the step
             self.model.bank.update(rows, self.options.table_lr * rate)
         if self.average:
-            torch._foreach_lerp_(self.average, [p.detach() for p in self.parameters], 1 - self.options.ema)
+            keep = min(self.options.ema, (1 + self.at.step) / (10 + self.at.step))  # forget the initial weights soon
+            torch._foreach_lerp_(self.average, [p.detach() for p in self.parameters], 1 - keep)
         return loss.detach()
 
     def _loss(self, logits: Tensor, labels: Tensor) -> Tensor:
@@ -239,8 +240,8 @@ class Trainer:
         values = [entry[name] for entry in found.values() if entry[name] is not None]
         if not values:
             raise InputError(
-                f"{self.setup.store.path}: train.metric = {name!r} cannot be computed on the validation samples (no user "
-                "has both classes); use train.metric=logloss"
+                f"{self.setup.store.path}: train.metric = {name!r} cannot be computed on the validation samples (no "
+                "user has both classes); use train.metric=logloss"
             )
         return float(np.mean(values)) * (-1 if name == "logloss" else 1)
 
@@ -314,5 +315,7 @@ def _board(wanted: bool, run: RunFolder) -> Any:
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
-        raise InputError("train.tensorboard = true: TensorBoard is not installed; pip install 'lsm-cli[tensorboard]'") from None
+        raise InputError(
+            "train.tensorboard = true: TensorBoard is not installed; pip install 'lsm-cli[tensorboard]'"
+        ) from None
     return SummaryWriter(str(run.path / "tensorboard"))

@@ -20,12 +20,15 @@ so the backward pass of each is made of the other two. Three ways to compute the
 
 from __future__ import annotations
 
+import warnings
 from functools import cached_property
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")  # torch says so once a process
 
 
 class Segments:
@@ -134,7 +137,7 @@ class _Dot(torch.autograd.Function):
         return _dot(table, query, at)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Any:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> Any:
         table, query = ctx.saved_tensors
         for_table = _spread(query, grad, ctx.at) if ctx.needs_input_grad[0] else None
         for_query = _pool(table, grad, ctx.at) if ctx.needs_input_grad[1] else None
@@ -149,7 +152,7 @@ class _Pool(torch.autograd.Function):
         return _pool(table, weight, at)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Any:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> Any:
         table, weight = ctx.saved_tensors
         for_table = _spread(grad, weight, ctx.at) if ctx.needs_input_grad[0] else None
         for_weight = _dot(table, grad, ctx.at) if ctx.needs_input_grad[1] else None
@@ -163,7 +166,7 @@ class _Take(torch.autograd.Function):
         return F.embedding(at.ids, table)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Any:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> Any:
         at = ctx.at
         out = grad.new_zeros(at.rows, grad.shape[1])
         if grad.is_cuda:
@@ -185,7 +188,7 @@ class _Softmax(torch.autograd.Function):
         return weight
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Any:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> Any:
         (weight,) = ctx.saved_tensors
         row = ctx.segments.row
         share = weight * grad

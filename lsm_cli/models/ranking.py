@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -73,15 +75,15 @@ class RankingModel(nn.Module):
         self.use_statistics = recipe.data.statistics and statistics > 0
         self.numeric = Numeric(numbers, options.bins)
         self.calendar = (
-            nn.ModuleList(nn.Embedding(size, CALENDAR_DIM) for size in (HOURS, WEEKDAYS)) if recipe.data.calendar else None
+            nn.ModuleList(nn.Embedding(size, CALENDAR_DIM) for size in (HOURS, WEEKDAYS))
+            if recipe.data.calendar
+            else None
         )
         features = self.numeric.out + (2 * CALENDAR_DIM if self.calendar else 0)
         features += options.dim * len(self.candidate) if options.candidate else 0
-        features += self.reader.out if self.reader is not None else 0
+        features += cast(int, self.reader.out) if self.reader is not None else 0
         self.feed_candidate = options.candidate
-        self.tower = Tower(
-            features, options.cross, options.cross_rank, options.hidden, targets, options.dropout
-        )
+        self.tower = Tower(features, options.cross, options.cross_rank, options.hidden, targets, options.dropout)
 
     def fetch(self, batch: Batch) -> dict[str, Fetched]:
         """The embedding rows of a batch; in training mode they are leaves that collect gradients."""
@@ -91,14 +93,14 @@ class RankingModel(nn.Module):
         """Logits [B, targets]."""
         segments = Segments(batch.offsets, batch.behaviours)
         masks = {name: match_mask(batch, segments, name) for name in self.shared}
-        own = {name: rows[name].rows.values.index_select(0, rows[name].target) for name in self.candidate}
+        own = {name: _candidate(rows[name]) for name in self.candidate}
         features = [self.numeric(self._numbers(batch, segments, masks))]
         if self.calendar is not None:
             features += [table(batch.calendar[:, place]) for place, table in enumerate(self.calendar)]
         if self.feed_candidate:
             features += list(own.values())
         if self.reader is not None:
-            features.append(self._read(batch, segments, masks, rows, own))
+            features.append(self.reader(*self._inputs(batch, segments, masks, rows, own)))
         return self.tower(torch.cat(features, 1))
 
     def numbers(self, batch: Batch) -> Tensor:
@@ -112,18 +114,19 @@ class RankingModel(nn.Module):
             found.append(self.evidence(batch, segments, masks))
         return torch.cat(found, 1) if found else batch.statistics[:, :0]
 
-    def _read(
+    def _inputs(
         self,
         batch: Batch,
         segments: Segments,
         masks: dict[str, Tensor],
         rows: dict[str, Fetched],
         own: dict[str, Tensor],
-    ) -> Tensor:
+    ) -> tuple[History, Tensor]:
+        """What a reader reads: the factored history and the candidate ṽ [B, width]."""
         parts = []
         for name in self.behaviour:
             values = rows[name].rows.values
-            parts.append(Part(values, Occurrences(rows[name].history, values.shape[0], segments)))
+            parts.append(Part(values, Occurrences(cast(Tensor, rows[name].history), values.shape[0], segments)))
         size = batch.size
         candidate = torch.cat(
             [own[name] if name in own else self.constants[name].expand(size, -1) for name in self.behaviour], 1
@@ -133,7 +136,12 @@ class RankingModel(nn.Module):
             added = self.temporal.parts(batch, segments)
             candidate = self.temporal.candidate(candidate)
         bias = self.bias(masks) if self.bias is not None and masks else None
-        return self.reader(History(segments, parts, added, bias), candidate)
+        return History(segments, parts, added, bias), candidate
+
+
+def _candidate(fetched: Fetched) -> Tensor:
+    """The candidates' embeddings of one field, [B, dim]."""
+    return fetched.rows.values.index_select(0, cast(Tensor, fetched.target))
 
 
 def _reader(recipe: Recipe, width: int) -> nn.Module:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -26,7 +27,7 @@ class TemporalEncoding(nn.Module):
         buckets: number of buckets for each of the kinds.
     """
 
-    def __init__(self, width: int, kinds: list[str], buckets: dict[str, int], std: float) -> None:
+    def __init__(self, width: int, kinds: Sequence[str], buckets: dict[str, int], std: float) -> None:
         super().__init__()
         self.tables = nn.ParameterDict(
             {kind: nn.Parameter(torch.randn(buckets[kind] + 1, width) * std) for kind in kinds}

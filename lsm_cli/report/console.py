@@ -53,9 +53,7 @@ class Console:
     def error(self, text: str) -> None:
         self._err.print(f"error: {text}", markup=False, style="red")
 
-    def table(
-        self, title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], note: str | None = None
-    ) -> None:
+    def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], note: str | None = None) -> None:
         """A result table on stdout: first column text, the others right-aligned; None is shown as a dash."""
         if self.json:
             return

@@ -34,9 +34,7 @@ class Page:
             "<tr>" + "".join(f"<td>{'–' if cell is None else escape(str(cell))}</td>" for cell in row) + "</tr>"
             for row in rows
         )
-        self.parts.append(
-            f"<h2>{escape(title)}</h2><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
-        )
+        self.parts.append(f"<h2>{escape(title)}</h2><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>")
 
     def code(self, title: str, text: str) -> None:
         self.parts.append(f"<h2>{escape(title)}</h2><pre>{escape(text)}</pre>")
@@ -55,9 +53,7 @@ class Page:
         )
 
 
-def _chart(
-    series: Mapping[str, Sequence[tuple[float, float]]], points: Sequence[tuple[float, float]]
-) -> str:
+def _chart(series: Mapping[str, Sequence[tuple[float, float]]], points: Sequence[tuple[float, float]]) -> str:
     low_x, high_x = min(x for x, _ in points), max(x for x, _ in points)
     low_y, high_y = min(y for _, y in points), max(y for _, y in points)
     low_x, high_x = (low_x, high_x) if high_x > low_x else (low_x - 0.5, high_x + 0.5)

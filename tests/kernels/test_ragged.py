@@ -15,7 +15,9 @@ SHAPES = st.tuples(
 )
 
 
-def _case(lengths: list[int], rows: int, dim: int, seed: int) -> tuple[Segments, torch.Tensor, torch.Tensor, torch.Tensor]:
+def _case(
+    lengths: list[int], rows: int, dim: int, seed: int
+) -> tuple[Segments, torch.Tensor, torch.Tensor, torch.Tensor]:
     make = torch.Generator().manual_seed(seed)
     segments = Segments(torch.tensor([0, *lengths]).cumsum(0))
     ids = torch.randint(rows, (segments.total,), generator=make)

@@ -111,7 +111,9 @@ def test_new_items_still_match_by_identity(small_store: Path) -> None:
     setup, model = _model(small_store, "tin")
     batch = setup.assembler("valid").batch(np.arange(30))
     history = {**batch.history, "item": torch.full_like(batch.history["item"], 10_000)}
-    same = replace(batch, history=history, target={**batch.target, "item": torch.full_like(batch.target["item"], 10_000)})
+    same = replace(
+        batch, history=history, target={**batch.target, "item": torch.full_like(batch.target["item"], 10_000)}
+    )
     other = replace(same, target={**batch.target, "item": torch.full_like(batch.target["item"], 10_001)})
     full = batch.offsets.diff() > 0
     assert ((_score(model, same) - _score(model, other)).abs().sum(1) > 1e-6)[full].all()
@@ -121,7 +123,9 @@ def test_missing_values_match_nothing(small_store: Path) -> None:
     setup, model = _model(small_store, "tin")
     batch = setup.assembler("valid").batch(np.arange(30))
     blank = {**batch.history, "item": torch.ones_like(batch.history["item"])}
-    found = model.numbers(replace(batch, history=blank, target={**batch.target, "item": torch.ones(30, dtype=torch.int64)}))
+    found = model.numbers(
+        replace(batch, history=blank, target={**batch.target, "item": torch.ones(30, dtype=torch.int64)})
+    )
     column = len(setup.statistics) + model.evidence.names.index("item.count")
     assert not found[:, column].any()
 
