@@ -5,11 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
-import numpy as np
-
 from lsm_cli.data.description import Description
 from lsm_cli.data.scan import Source, is_level, settle_kinds
 
+LEAST_ROWS = 1 << 15  # of a batch: below, overheads rule
 _PLAIN = ("item", "scenario", "domain", "action")  # fields of our own, before the description's
 _OTHER = ("user", "split", "target")  # roles that are no fields
 
@@ -55,7 +54,7 @@ class Plan:
     ) -> Plan:
         everything = [*events, *([samples] if samples else [])]
         resolution = max(source.resolution for source in everything)
-        rows = int(np.clip(memory >> 11, 1 << 15, 1 << 20))
+        rows = min(max(memory >> 11, LEAST_ROWS), 1 << 20)
         return cls(description, events, samples, settle_kinds(everything), resolution, rows, memory, progress)
 
     @property

@@ -17,6 +17,7 @@ from lsm_cli.data.encoding import Encoded
 from lsm_cli.data.samples import Sampled
 from lsm_cli.data.workspace import Workspace
 
+LEAST_ROWS = 1 << 16  # events in memory at once
 _CHUNK = 1 << 21
 
 
@@ -57,7 +58,7 @@ def write_statistics(encoded: Encoded, sampled: Sampled, work: Workspace) -> lis
     windows = [None if length is None else length * per_second for length in lengths]
     time = np.load(work.folder / "events/time.npy", mmap_mode="r")
     item = np.load(work.folder / "events/item.npy", mmap_mode="r")
-    rows = max(plan.memory // 64, 1 << 16)
+    rows = max(plan.memory // 64, LEAST_ROWS)
     columns = [("any", EventColumn(item, time, lambda ids: np.full(len(ids), 2)), np.full(len(sampled.user), 2))]
     columns.append(("item", EventColumn(item, time, lambda ids: ids), _read_back(work, sampled, "item")))
     if encoded.tree is not None and plan.categories_in_history:
