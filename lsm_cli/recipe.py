@@ -198,9 +198,9 @@ def _override(raw: dict[str, Any], text: str) -> str | None:
 
 
 def _nearest(key: str) -> str:
-    near = difflib.get_close_matches(key, KEYS, n=1, cutoff=0.5)
-    if not near:  # the right name in the wrong section
-        near = [known for known in KEYS if known.split(".")[-1] == key.split(".")[-1]]
+    name = key.split(".")[-1]
+    near = [known for known in KEYS if known.split(".")[-1] == name]  # the right name in the wrong section
+    near = near or difflib.get_close_matches(key, KEYS, n=1, cutoff=0.5)
     return f"did you mean {near[0]!r}?" if near else "`lsm recipes show NAME` lists every key"
 
 

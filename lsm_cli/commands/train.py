@@ -86,7 +86,8 @@ def train(
     evaluation.show(console, f"{options.name} on the {split} samples of {store.name}", found["targets"])
     console.text(
         f"{count(result['samples_per_second'])} training samples/s, "
-        f"{count(result['scoring_samples_per_second'])} scored samples/s, peak memory {size(result['peak_memory_bytes'])}; run in {out}, report in {out / 'report.html'}"
+        f"{count(result['scoring_samples_per_second'])} scored samples/s, "
+        f"peak memory {size(result['peak_memory_bytes'])}; run in {out}, report in {out / 'report.html'}"
     )
     console.next(f"lsm eval {out} --shuffle-history")
     return result

@@ -53,20 +53,27 @@ class RunFolder:
         except OSError as error:
             raise InputError(f"{run.path}: cannot be created ({error.strerror}); choose another --out") from None
         run._acquire()
-        data = _identity(store)
-        if (run.path / "recipe.toml").exists():
-            if run.recipe() != recipe:
-                raise InputError(
-                    f"{run.path}: was started with another recipe ({_changed(run.recipe(), recipe)}); resume with the "
-                    "same options, or choose another --out"
-                )
-            if run.data()["vocabulary"] != data["vocabulary"] or run.data()["files"] != data["files"]:
-                raise InputError(f"{run.path}: was started on another store than {store.path}; resume with that one")
-        else:
-            run.write_json("environment.json", environment())
-            run.write_json("data.json", data)
-            run.write_text("recipe.toml", recipe.to_toml())
+        try:
+            run._enter(recipe, store)
+        except BaseException:
+            run.close()
+            raise
         return run
+
+    def _enter(self, recipe: recipes.Recipe, store: Store) -> None:
+        data = _identity(store)
+        if not (self.path / "recipe.toml").exists():
+            self.write_json("environment.json", environment())
+            self.write_json("data.json", data)
+            self.write_text("recipe.toml", recipe.to_toml())
+            return
+        if self.recipe() != recipe:
+            raise InputError(
+                f"{self.path}: was started with another recipe ({_changed(self.recipe(), recipe)}); resume with the "
+                "same options, or choose another --out"
+            )
+        if self.data()["files"] != data["files"]:
+            raise InputError(f"{self.path}: was started on another store than {store.path}; resume with that one")
 
     @classmethod
     def open(cls, path: str | Path) -> RunFolder:

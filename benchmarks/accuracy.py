@@ -1,0 +1,121 @@
+"""A table of recipes x history lengths x seeds on one store, beside the LightGBM control and shuffled histories.
+
+    lsm build-sequences benchmarks/datasets/retail.toml --root ../shared/data/retail --out stores/retail
+    python benchmarks/accuracy.py --data stores/retail --lengths 50 200 1000 --out benchmarks/results/retail.json
+
+Every run is a process of its own (`lsm train`, then `lsm eval --shuffle-history` for the first seed). Finished entries
+of the result file are kept, so that an interrupted table goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+LSM = [sys.executable, "-m", "lsm_cli.main"]
+KEYS = ("auc", "gauc", "logloss", "calibration")
+
+
+def run(store: Path, recipe: str, length: int, seed: int, threads: int, shuffled: bool) -> dict[str, Any]:
+    """Train one recipe and test it; metrics of the first target."""
+    with tempfile.TemporaryDirectory() as folder:
+        out = f"{folder}/run"
+        name, *overrides = recipe.split()
+        train = ["train", "-r", name, "--data", store, "--out", out, "--seed", seed, "--json", "-q"]
+        train += [f"model.max_len={length}", f"train.threads={threads}", *overrides]
+        value = call(train)
+        test = next(iter(value["test"].values()))
+        found = {key: test[key] for key in KEYS}
+        found |= {
+            key: value[key]
+            for key in ("samples_per_second", "scoring_samples_per_second", "peak_memory_bytes", "parameters", "steps")
+        }
+        if shuffled:
+            other = next(iter(call(["eval", out, "--shuffle-history", "--json", "-q"])["shuffled"].values()))
+            found["shuffled"] = {key: other[key] for key in KEYS}
+        shutil.rmtree(out)
+    return found
+
+
+def call(arguments: list[Any]) -> dict[str, Any]:
+    done = subprocess.run([*LSM, *map(str, arguments)], capture_output=True, text=True, check=False)
+    if done.returncode:
+        sys.exit(f"lsm {' '.join(map(str, arguments))}\n{done.stderr}")
+    return json.loads(done.stdout)
+
+
+def table(results: dict[str, Any]) -> str:
+    """Mean (and spread) over seeds, in Markdown."""
+    lines = [
+        "| recipe | length | AUC | GAUC | log loss | shuffled AUC | samples/s | peak memory |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for key, entry in results.items():
+        recipe, length = key.rsplit("@", 1)
+        if "seeds" not in entry:
+            cells = [f"{entry[name]:.4f}" for name in ("auc", "gauc", "logloss")] + ["", "", ""]
+        else:
+            runs = list(entry["seeds"].values())
+            cells = [spread([one[name] for one in runs]) for name in ("auc", "gauc", "logloss")]
+            cells.append("".join(f"{one['shuffled']['auc']:.4f}" for one in runs if "shuffled" in one))
+            cells.append(f"{statistics.median(one['samples_per_second'] for one in runs):,.0f}")
+            cells.append(f"{max(one['peak_memory_bytes'] for one in runs) / 2**20:,.0f} MiB")
+        lines.append(f"| {recipe} | {length} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def spread(values: list[float]) -> str:
+    mean = f"{statistics.mean(values):.4f}"
+    return mean + (f" ± {statistics.stdev(values):.4f}" if len(values) > 1 else "")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--recipes", nargs="+", default=["dnn", "mean_pool", "din", "tin", "stacked_tin"])
+    parser.add_argument("--lengths", nargs="+", type=int, default=[50, 200])
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1])
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--no-control", action="store_true")
+    parser.add_argument("--out", type=Path, required=True)
+    arguments = parser.parse_args()
+    state = json.loads(arguments.out.read_text()) if arguments.out.exists() else {"results": {}}
+    state["command"] = " ".join(["python", *sys.argv])
+    state["machine"] = {"cpus": os.cpu_count(), "python": platform.python_version(), "threads": arguments.threads}
+    results = state["results"]
+
+    def save() -> None:
+        arguments.out.parent.mkdir(parents=True, exist_ok=True)
+        arguments.out.write_text(json.dumps(state, indent=1) + "\n")
+
+    for length in arguments.lengths:
+        if not arguments.no_control and f"LightGBM control@{length}" not in results:
+            command = ["--data", str(arguments.data), "--max-len", str(length), "--threads", str(arguments.threads)]
+            script = Path(__file__).with_name("control.py")
+            done = subprocess.run([sys.executable, script, *command], capture_output=True, text=True, check=True)
+            results[f"LightGBM control@{length}"] = json.loads(done.stdout)
+            save()
+        for recipe in arguments.recipes:
+            at = 0 if recipe == "dnn" else length  # no history, no length
+            entry = results.setdefault(f"{recipe}@{at}", {"seeds": {}})
+            for seed in arguments.seeds:
+                if str(seed) not in entry["seeds"]:
+                    entry["seeds"][str(seed)] = run(
+                        arguments.data, recipe, at, seed, arguments.threads, seed == arguments.seeds[0] and at > 0
+                    )
+                    save()
+                    print(recipe, at, seed, entry["seeds"][str(seed)], file=sys.stderr, flush=True)
+    print(table(results))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,80 @@
+"""The control that a sequence model has to beat: LightGBM on match counts and point-in-time popularity.
+
+The counts are those of `lsm_cli.models.evidence` over the same last L behaviours that a recipe would see, beside the
+store's statistics, hour, weekday and the candidate's scenario. Rounds are chosen on the validation samples.
+
+    python benchmarks/control.py --data STORE --max-len 200
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lsm_cli import recipe as recipes
+from lsm_cli.data.store import Store
+from lsm_cli.engine import metrics
+from lsm_cli.engine.setup import Setup
+
+
+def features(setup: Setup, split: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(numbers [n, features], label of the first target [n], user [n])."""
+    import torch
+
+    assembler, model = setup.assembler(split), setup.model()
+    parts = []
+    for start in range(0, len(assembler), 2048):
+        batch = assembler.batch(np.arange(start, min(start + 2048, len(assembler))))
+        columns = [model.numbers(batch), batch.calendar.float()]
+        columns += [
+            batch.target[name].float().unsqueeze(1)
+            for name in ("scenario", "device", "referrer")
+            if name in batch.target
+        ]
+        parts.append(torch.cat(columns, 1).numpy())
+    return np.concatenate(parts), np.asarray(assembler.labels[0]), np.asarray(assembler.user)
+
+
+def control(store: Path, max_len: int, threads: int) -> dict[str, Any]:
+    """Fit the control and test it."""
+    import lightgbm as lgb
+
+    options = recipes.load("tin", [f"model.max_len={max_len}", f"train.threads={threads}", "train.device=cpu"])
+    setup = Setup.of(options, Store.open(store))
+    started = time.perf_counter()
+    (x, y, _), (xv, yv, _), (xt, yt, user) = (features(setup, split) for split in ("train", "valid", "test"))
+    prepared = time.perf_counter()
+    parameters = {
+        "objective": "binary",
+        "metric": "auc",
+        "learning_rate": 0.1,
+        "num_leaves": 63,
+        "min_data_in_leaf": 100,
+        "num_threads": threads,
+        "seed": 0,
+        "verbose": -1,
+    }
+    booster = lgb.train(
+        parameters, lgb.Dataset(x, y), 2000, [lgb.Dataset(xv, yv)], callbacks=[lgb.early_stopping(50, verbose=False)]
+    )
+    found = metrics.summary(yt, booster.predict(xt, raw_score=True), user)
+    return {
+        **found,
+        "rounds": booster.best_iteration,
+        "features": x.shape[1],
+        "seconds": {"features": prepared - started, "fit": time.perf_counter() - prepared},
+    }
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--max-len", type=int, default=200)
+    parser.add_argument("--threads", type=int, default=2)
+    arguments = parser.parse_args()
+    print(json.dumps(control(arguments.data, arguments.max_len, arguments.threads)))
