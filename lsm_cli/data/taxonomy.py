@@ -227,7 +227,7 @@ def _parts(raw: pl.DataFrame, depth: int, align: pl.DataFrame | None, shared: bo
         whole = whole & pl.col(f"category{n}").is_not_null()
         columns.append(pl.when(whole).then(pl.col(f"category{n}")).alias(f"category{n}"))
     clean = clean.select("domain", *columns)
-    apart = pl.lit(not shared) if align is None else pl.col("domain").is_in(align["domain"].unique()) | (not shared)
+    apart = pl.lit(not shared) if align is None else pl.col("domain").is_in(align["domain"].unique().to_list()) | (not shared)
     owner = pl.when(apart.fill_null(False)).then(pl.lit(_OWN) + pl.col("domain").fill_null("")).otherwise(pl.lit(""))
     own = clean.with_columns((pl.col(f"category{n}") + owner).alias(f"category{n}") for n in range(1, depth + 1))
     names = [f"category{n}" for n in range(1, depth + 1)]

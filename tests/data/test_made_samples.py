@@ -1,0 +1,171 @@
+"""Samples made from events, and logs with one row a sample and the history in list columns."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+
+from lsm_cli.errors import InputError
+from tests.data.building import (
+    DESCRIPTION,
+    EVENTS,
+    SAMPLES,
+    Row,
+    anchors,
+    build,
+    data_bytes,
+    event,
+    seconds,
+    vocabulary,
+    write,
+)
+
+
+def log(size: int = 600, items: int = 30) -> list[Row]:
+    rng = np.random.default_rng(3)
+    columns = (
+        rng.integers(0, 12, size),
+        rng.integers(1, items, size),
+        np.sort(rng.integers(0, 500, size)),
+        rng.integers(0, 3, size),
+    )
+    return [
+        event(int(u), int(i), int(t)) | {"act": ("view", "cart", "buy")[a]} for u, i, t, a in zip(*columns, strict=True)
+    ]
+
+
+def from_events(**options: Any) -> dict[str, Any]:
+    block = EVENTS | {"action": {"column": "act"}}
+    made = {"positive": ["buy", "cart"], "negatives": 3} | options
+    return DESCRIPTION | {"events": [block], "samples": {"from_events": made}, "split": {}}
+
+
+@pytest.mark.parametrize("draw", ["popularity", "uniform"])
+def test_a_positive_event_becomes_a_request_with_negatives_seen_before(tmp_path: Path, draw: str) -> None:
+    rows = log()
+    write(tmp_path, "events", rows)
+    store = build(tmp_path, from_events(draw=draw))
+    wanted = [row for row in rows if row["act"] != "view"]
+    assert store.targets == ["buy", "cart"] and sum(store.splits.values()) == 4 * len(wanted)
+    items, users = vocabulary(store, "item"), vocabulary(store, "user")
+    born: dict[str, int] = {}
+    for row in rows:
+        born.setdefault(str(row["item"]), row["ts"])
+    place, first = 0, rows[0]["ts"]
+    for split in ("train", "valid", "test"):  # by time, as the log is
+        part = store.samples(split)
+        times = seconds(part.column("time"), store)
+        for start in range(0, len(part), 4):
+            row, group = wanted[place], range(start, start + 4)
+            place += 1
+            drawn = [items[part.column("item")[i]] for i in group]
+            assert drawn[0] == str(row["item"]) and drawn[0] not in drawn[1:]
+            assert all(times[i] == row["ts"] and users[part.column("user")[i]] == str(row["user"]) for i in group)
+            assert row["ts"] <= first + 5 or all(born[str(item)] < row["ts"] for item in drawn[1:])
+            other = "cart" if row["act"] == "buy" else "buy"
+            assert [part.column(f"label.{row['act']}")[i] for i in group] == [1, 0, 0, 0]
+            assert [part.column(f"label.{other}")[i] for i in group] == [-1] * 4
+            seen = sum(e["user"] == row["user"] and e["ts"] < row["ts"] for e in rows)
+            assert (part.column("end")[start] - store.offsets[part.column("user")[start]]) == seen
+
+
+def test_the_same_seed_draws_the_same_negatives(tmp_path: Path) -> None:
+    write(tmp_path, "events", log())
+    stores = [
+        build(tmp_path, from_events(seed=seed), out=f"s{n}", memory=m)
+        for n, (seed, m) in enumerate([(0, 1 << 30), (0, 1 << 10), (1, 1 << 30)])
+    ]
+    first, again, other = (data_bytes(store) for store in stores)
+    assert first == again and first != other
+
+
+def test_popularity_draws_popular_items(tmp_path: Path) -> None:
+    rows = [
+        event(n % 7, 1 if n % 10 else 2 + n // 10 % 20, n) | {"act": "buy" if n % 5 == 0 else "view"}
+        for n in range(2000)
+    ]
+    write(tmp_path, "events", rows)
+    shares = []
+    for draw in ("popularity", "uniform"):
+        store = build(tmp_path, from_events(positive=["buy"], draw=draw), out=draw)
+        part = store.samples("train")
+        drawn = part.column("item")[np.asarray(part.column("label.buy")) == 0]
+        shares.append(float((drawn == 2).mean()))  # the most frequent item has the first id
+    assert shares[0] > 2 * shares[1]
+
+
+def test_an_action_that_never_occurs(tmp_path: Path) -> None:
+    write(tmp_path, "events", log(50))
+    with pytest.raises(InputError, match="no event has the action 'buys'; did you mean 'buy'"):
+        build(tmp_path, from_events(positive=["buys"]))
+
+
+def test_one_item_leaves_nothing_to_draw(tmp_path: Path) -> None:
+    write(tmp_path, "events", log(50, items=2))
+    with pytest.raises(InputError, match="negatives need a second item"):
+        build(tmp_path, from_events())
+    assert not (tmp_path / "store").exists()
+
+
+LISTED: dict[str, Any] = {
+    "item": "h_item",
+    "time": {"column": "h_ts", "unit": "s"},
+    "scenario": {"column": "h_scenario"},
+    "category": ["h_c1", "h_c2"],
+    "fields": {"brand": "h_brand"},
+}
+
+
+def listed(events: list[Row], samples: list[Row]) -> list[Row]:
+    rows = []
+    for row in samples:
+        mine = sorted(
+            (e for e in events if e["user"] == row["user"] and e["ts"] < row["ts"] + 3), key=lambda e: e["ts"]
+        )
+        rows.append(
+            row | {f"h_{name}": [e[name] for e in mine] for name in ("item", "ts", "scenario", "c1", "c2", "brand")}
+        )
+    return rows
+
+
+def test_lists_give_the_same_store_as_logs(tmp_path: Path) -> None:
+    rng = np.random.default_rng(5)
+    samples = [
+        row | {"user": int(u), "ts": 30 + n}
+        for n, (row, u) in enumerate(zip(anchors() * 5, rng.integers(0, 4, 20), strict=True))
+    ]
+    events = [
+        event(int(u), int(i), int(t))
+        for u, i, t in zip(rng.integers(0, 4, 80), rng.integers(1, 6, 80), rng.integers(0, 40, 80), strict=True)
+    ]
+    events += events[:5]  # the same thing twice in one second is two events
+    reach = {row["user"]: max(s["ts"] for s in samples if s["user"] == row["user"]) for row in samples}
+    events = sorted(
+        (e for e in events if e["user"] in reach and e["ts"] < reach[e["user"]] + 3), key=lambda e: (e["user"], e["ts"])
+    )
+    write(tmp_path, "events", events)
+    write(tmp_path, "samples", samples)
+    write(tmp_path, "lists", listed(events, samples))
+    logs = build(tmp_path, DESCRIPTION)
+    raw = DESCRIPTION | {"events": [LISTED], "samples": SAMPLES | {"path": "lists.parquet", "layout": "lists"}}
+    for out, memory in (("lists", 1 << 30), ("parts", 1 << 10)):
+        lists = build(tmp_path, raw, out=out, memory=memory)
+        assert data_bytes(lists) == data_bytes(logs)
+
+
+def test_lists_of_different_lengths(tmp_path: Path) -> None:
+    rows = listed([event(0, 1, 3), event(0, 2, 4)], anchors())
+    rows[0]["h_item"] = [1]
+    write(tmp_path, "lists", rows)
+    raw = copy.deepcopy(DESCRIPTION) | {
+        "events": [LISTED],
+        "samples": SAMPLES | {"path": "lists.parquet", "layout": "lists"},
+    }
+    with pytest.raises(InputError, match="lists 'h_item' and 'h_ts' differ in length in 1 rows"):
+        build(tmp_path, raw)
+    assert pl.read_parquet(tmp_path / "lists.parquet").height == 4 and not (tmp_path / "store").exists()
