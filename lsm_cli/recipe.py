@@ -53,9 +53,9 @@ class ModelOptions(Options):
     init_std: float = Field(0.1, gt=0, le=10, description="standard deviation of a fresh embedding row")
     candidate: bool = Field(True, description="the candidate's own embeddings enter the head")
     bins: int = Field(16, ge=0, le=256, description="quantile bins in the encoding of each number; 0 = logarithm only")
-    cross: int = Field(2, ge=0, le=6, description="DCN-v2 cross layers beside the tower")
-    cross_rank: int = Field(64, ge=1, le=4096, description="rank of the cross layers")
-    hidden: list[int] = Field([128, 64], description="widths of the shared tower", min_length=1, max_length=8)
+    project: int = Field(128, ge=1, le=4096, description="width to which the head's input is projected before crossing")
+    cross: int = Field(2, ge=0, le=6, description="DCN-v2 cross layers on the projected input")
+    hidden: list[int] = Field([128], description="widths of the shared tower", min_length=1, max_length=8)
     attention_hidden: list[int] = Field([64], description="widths of DIN's attention network", min_length=1)
     dropout: float = Field(0.0, ge=0, lt=1, description="dropout in the tower")
 

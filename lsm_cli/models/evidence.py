@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from lsm_cli.data.batches import Batch
 from lsm_cli.data.store import MISSING
+from lsm_cli.kernels import ragged
 from lsm_cli.kernels.ragged import Segments
 
 DAY = 86_400.0
@@ -62,7 +63,7 @@ class Evidence:
             row = segments.row.index_select(0, where)
             matches = torch.bincount(row, minlength=segments.size)
             matched = Segments(torch.cat([matches.new_zeros(1), matches.cumsum(0)]), total=where.numel())
-            columns.append(_sum(stacked.index_select(0, where), row, matched))
+            columns.append(ragged.segment_sum(stacked.index_select(0, where), matched))
             last = matched.offsets[1:] - 1  # histories run from old to new: the last match is the most recent
             for value in (batch.age, batch.rank.to(days.dtype)):
                 found = value.index_select(0, where)
@@ -73,7 +74,3 @@ class Evidence:
         age = batch.age[newest.clamp(min=0)] if segments.total else days.new_zeros(segments.size)
         columns.append(torch.where(segments.lengths > 0, age, -1.0).unsqueeze(1))
         return torch.cat(columns, 1)
-
-
-def _sum(values: Tensor, row: Tensor, segments: Segments) -> Tensor:
-    return values.new_zeros(segments.size, values.shape[1]).index_add_(0, row, values)

@@ -83,7 +83,7 @@ class RankingModel(nn.Module):
         features += options.dim * len(self.candidate) if options.candidate else 0
         features += cast(int, self.reader.out) if self.reader is not None else 0
         self.feed_candidate = options.candidate
-        self.tower = Tower(features, options.cross, options.cross_rank, options.hidden, targets, options.dropout)
+        self.tower = Tower(features, options.project, options.cross, options.hidden, targets, options.dropout)
 
     def fetch(self, batch: Batch) -> dict[str, Fetched]:
         """The embedding rows of a batch; in training mode they are leaves that collect gradients."""

@@ -1,22 +1,16 @@
-"""The head: feature crossing beside a shared tower, one logit per optimisation target."""
+"""The head: feature crossing, a shared tower, one logit per optimisation target."""
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 
 
 class Cross(nn.Module):
-    """DCN-v2 cross layers of low rank (Wang et al., WWW'21, arXiv 2008.13535, §3.2).
+    """DCN-v2 cross layers (Wang et al., WWW'21, arXiv 2008.13535, eq. 1): x_{l+1} = x_0 ⊙ (W_l x_l + b_l) + x_l."""
 
-    x_{l+1} = x_0 ⊙ (U_l V_l x_l + b_l) + x_l: [B, width] -> [B, width].
-    """
-
-    def __init__(self, width: int, layers: int, rank: int) -> None:
+    def __init__(self, width: int, layers: int) -> None:
         super().__init__()
-        self.layers = nn.ModuleList(
-            nn.Sequential(nn.Linear(width, rank, bias=False), nn.Linear(rank, width)) for _ in range(layers)
-        )
+        self.layers = nn.ModuleList(nn.Linear(width, width) for _ in range(layers))
 
     def forward(self, first: Tensor) -> Tensor:
         value = first
@@ -26,21 +20,19 @@ class Cross(nn.Module):
 
 
 class Tower(nn.Module):
-    """Cross layers and shared hidden layers side by side, one linear head per target: [B, width] -> [B, targets]."""
+    """Projection, cross layers, shared hidden layers, one linear head per target: [B, width] -> [B, targets].
 
-    def __init__(
-        self, width: int, cross: int, cross_rank: int, hidden: list[int], targets: int, dropout: float
-    ) -> None:
+    Crossing happens in the projected space: on the wide input (every number has many bins) it would cost more than
+    the attention and buys next to nothing.
+    """
+
+    def __init__(self, width: int, project: int, cross: int, hidden: list[int], targets: int, dropout: float) -> None:
         super().__init__()
-        self.cross = Cross(width, cross, min(cross_rank, width)) if cross else None
-        layers: list[nn.Module] = []
-        for before, after in zip([width, *hidden[:-1]], hidden, strict=True):
+        layers: list[nn.Module] = [nn.Linear(width, project), Cross(project, cross)]
+        for before, after in zip([project, *hidden[:-1]], hidden, strict=True):
             layers += [nn.Linear(before, after), nn.ReLU(), nn.Dropout(dropout)]
         self.shared = nn.Sequential(*layers)
-        self.heads = nn.Linear(hidden[-1] + (width if cross else 0), targets)
+        self.heads = nn.Linear(hidden[-1], targets)
 
     def forward(self, features: Tensor) -> Tensor:
-        hidden = self.shared(features)
-        if self.cross is not None:
-            hidden = torch.cat([hidden, self.cross(features)], 1)
-        return self.heads(hidden)
+        return self.heads(self.shared(features))
