@@ -114,7 +114,8 @@ def encode_events(encoded: Encoded, requests: Requests, collector: Collector | N
     if tree is not None and plan.categories_in_history:
         dtypes["category"] = tree.dtype
     width = 3 * 8 + 2 * sum(dtype.itemsize for dtype in dtypes.values())  # sorting: the key, and two copies of each
-    spill = Spill(work.scratch("events"), dtypes, bucket_bounds(encoded.users.counts, plan.memory // 8 // width))
+    bounds = bucket_bounds(encoded.users.counts, plan.memory // 8 // width)
+    spill = Spill(work.scratch("events"), dtypes, bounds, plan.memory // 4)
     cut = requests.last_training
     for source in plan.events:
         domain = plan.domain_of(source)

@@ -22,28 +22,52 @@ from lsm_cli.errors import InputError
 _SEP = "\0"  # sorts before every other character, so that sorted paths are in depth-first order
 _OWN = "\1"  # marks a part that belongs to one domain: name, _OWN, domain
 _FIRST = MISSING + 1
+_TABLE = 1 << 18  # category numbers below this are looked up in plain arrays
 
 
 class Paths:
     """The distinct category paths of the logs: domain, then the parts from coarse to fine."""
 
     def __init__(self, depth: int) -> None:
-        self.depth = depth
         self.names = ["domain", *(f"category{level}" for level in range(1, depth + 1))]
         self.rows = pl.DataFrame(schema=dict.fromkeys(self.names, pl.String))
-        self.raw: dict[str, pl.DataType] = {}
+        self._usual: dict[tuple[str, ...], dict[str, np.ndarray]] = {}
 
     def add(self, frame: pl.DataFrame, domain: str | None) -> None:
         """Note the paths of a batch; `domain` is given where the batch has no such column."""
         have = [name for name in self.names if name in frame.columns]
-        distinct = frame.lazy().select(have).unique()
-        found = distinct.collect(engine="streaming") if have else pl.DataFrame({"": [None]})  # the domain alone
-        text = found.with_columns(pl.col(have).cast(pl.String))
+        found = self._distinct(frame.select(have), (*have, domain or "")) if have else pl.DataFrame({"": [None]})
         missing = [pl.lit(None, pl.String).alias(name) for name in self.names if name not in have]
-        text = text.with_columns(missing)
+        text = found.with_columns(pl.col(have).cast(pl.String), *missing)
         if "domain" not in have and domain is not None:
             text = text.with_columns(pl.lit(domain).alias("domain"))
         self.rows = pl.concat([self.rows, text.select(self.names)]).unique()
+
+    def _distinct(self, frame: pl.DataFrame, key: tuple[str, ...]) -> pl.DataFrame:
+        """The distinct rows that were not there in an earlier batch of the same columns; perhaps some that were.
+
+        Where the parts are integers, the finest nearly always decides the others: rows that look as it did last time
+        need no hashing.
+        """
+        finest = frame[frame.columns[-1]]
+        if not all(d == pl.Int64 for d in frame.dtypes) or not len(finest) or any(c.null_count() for c in frame):
+            return _unique(frame)
+        low, high = finest.min(), finest.max()
+        if low < 0 or high >= _TABLE:  # type: ignore[operator]
+            return _unique(frame)
+        tables = self._usual.setdefault(key, {name: np.full(_TABLE, -1, np.int64) for name in frame.columns})
+        leaf = finest.to_numpy()
+        strange = np.zeros(len(leaf), bool)
+        for name, table in tables.items():
+            strange |= table[leaf] != frame[name].to_numpy()
+        found = _unique(frame.filter(strange)) if strange.any() else frame.head(0)
+        for name, table in tables.items():
+            table[found[frame.columns[-1]].to_numpy()] = found[name].to_numpy()
+        return found
+
+
+def _unique(frame: pl.DataFrame) -> pl.DataFrame:
+    return frame.lazy().unique().collect(engine="streaming")
 
 
 class Tree:
@@ -227,7 +251,11 @@ def _parts(raw: pl.DataFrame, depth: int, align: pl.DataFrame | None, shared: bo
         whole = whole & pl.col(f"category{n}").is_not_null()
         columns.append(pl.when(whole).then(pl.col(f"category{n}")).alias(f"category{n}"))
     clean = clean.select("domain", *columns)
-    apart = pl.lit(not shared) if align is None else pl.col("domain").is_in(align["domain"].unique().to_list()) | (not shared)
+    apart = (
+        pl.lit(not shared)
+        if align is None
+        else pl.col("domain").is_in(align["domain"].unique().to_list()) | (not shared)
+    )
     owner = pl.when(apart.fill_null(False)).then(pl.lit(_OWN) + pl.col("domain").fill_null("")).otherwise(pl.lit(""))
     own = clean.with_columns((pl.col(f"category{n}") + owner).alias(f"category{n}") for n in range(1, depth + 1))
     names = [f"category{n}" for n in range(1, depth + 1)]

@@ -8,8 +8,10 @@ beforehand, so the columns of the store are written front to back, and nothing d
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 
@@ -40,21 +42,26 @@ def bucket_bounds(events: np.ndarray, rows: int) -> np.ndarray:
 
 @dataclass
 class Spill:
-    """Columns on disk, each batch ordered by bucket."""
+    """Columns of all events, each batch ordered by bucket; on disk as soon as they take more memory than they may.
+
+    Attributes:
+        bounds: users, see `bucket_bounds`.
+        memory: bytes that may stay off the disk.
+    """
 
     folder: Path
     dtypes: dict[str, np.dtype]
-    bounds: np.ndarray  # users, see `bucket_bounds`
-    starts: list[np.ndarray] = field(default_factory=list)  # per batch, int64 [buckets + 1], rows
+    bounds: np.ndarray
+    memory: int
     rows: int = 0
 
     def __post_init__(self) -> None:
-        self._files = {name: (self.folder / name).open("w+b") for name in self.dtypes}
-        users = int(self.bounds[-1])
-        self._bucket = np.repeat(np.arange(len(self.bounds) - 1), np.diff(self.bounds)).astype(
-            np.uint16 if len(self.bounds) < 1 << 16 else np.int32  # 16 bits are sorted by radix
-        )
-        assert len(self._bucket) == users
+        buckets = np.repeat(np.arange(len(self.bounds) - 1), np.diff(self.bounds))
+        self._bucket = buckets.astype(np.uint16 if len(self.bounds) < 1 << 16 else np.int32)  # 16 bits: a radix sort
+        self._starts: list[np.ndarray] = []  # per batch, int64 [buckets + 1], rows of the batch
+        self._first: list[int] = []  # per batch, its first row
+        self._held: dict[str, list[np.ndarray]] | None = {name: [] for name in self.dtypes}
+        self._files: dict[str, IO[bytes]] = {}
 
     def add(self, columns: dict[str, np.ndarray]) -> None:
         """Append a batch; `columns` has "user" and every other column, [rows] each."""
@@ -62,28 +69,43 @@ class Spill:
         starts = np.zeros(len(self.bounds), np.int64)
         np.cumsum(np.bincount(bucket, minlength=len(self.bounds) - 1), out=starts[1:])
         order = np.argsort(bucket, kind="stable") if len(self.bounds) > 2 else None
-        for name, file in self._files.items():
-            values = columns[name].astype(self.dtypes[name], copy=False)
-            file.write(as_bytes(np.ascontiguousarray(values if order is None else values[order])))
-        self.starts.append(starts + self.rows)
+        self._starts.append(starts)
+        self._first.append(self.rows)
         self.rows += len(bucket)
+        for name, dtype in self.dtypes.items():
+            values = columns[name].astype(dtype, copy=False)
+            self._append(name, np.ascontiguousarray(values if order is None else values[order]))
+        if self._held is not None and self.rows * sum(dtype.itemsize for dtype in self.dtypes.values()) > self.memory:
+            held, self._held = self._held, None
+            self._files = {name: (self.folder / name).open("w+b") for name in self.dtypes}
+            for name, parts in held.items():
+                for part in parts:
+                    self._append(name, part)
+
+    def _append(self, name: str, values: np.ndarray) -> None:
+        if self._held is not None:
+            self._held[name].append(values)
+        else:
+            self._files[name].write(as_bytes(values))
 
     def read(self, bucket: int) -> dict[str, np.ndarray]:
         """All rows of a bucket in the order in which they came."""
-        spans = [(int(s[bucket]), int(s[bucket + 1])) for s in self.starts]
-        size = sum(stop - start for start, stop in spans)
-        found = {}
+        spans = [(n, int(s[bucket]), int(s[bucket + 1])) for n, s in enumerate(self._starts)]
+        if self._held is not None:
+            return {name: np.concatenate([parts[n][a:b] for n, a, b in spans]) for name, parts in self._held.items()}
+        found, size = {}, sum(stop - start for _, start, stop in spans)
         for name, file in self._files.items():
             out, done = np.empty(size, self.dtypes[name]), 0
             view, width = as_bytes(out), self.dtypes[name].itemsize
-            for start, stop in spans:
+            for number, start, stop in spans:
                 if stop > start:
-                    file.seek(start * width)
-                    done += file.readinto(view[done : done + (stop - start) * width])
+                    file.seek((self._first[number] + start) * width)
+                    done += file.readinto(view[done : done + (stop - start) * width])  # type: ignore[attr-defined]
             found[name] = out
         return found
 
     def close(self) -> None:
+        self._held = None
         for file in self._files.values():
             file.close()
 
@@ -131,10 +153,19 @@ def sort_bucket(columns: dict[str, np.ndarray], first: int, users: int) -> Sorte
 
 
 def sorted_buckets(spill: Spill) -> Iterator[Sorted]:
-    """Every bucket in the order of the users."""
-    for bucket in range(len(spill.bounds) - 1):
+    """Every bucket in the order of the users; the next is sorted while the caller works on one."""
+
+    def sort(bucket: int) -> Sorted:
         first, last = int(spill.bounds[bucket]), int(spill.bounds[bucket + 1])
-        yield sort_bucket(spill.read(bucket), first, last - first)
+        return sort_bucket(spill.read(bucket), first, last - first)
+
+    with ThreadPoolExecutor(1) as ahead:
+        coming = ahead.submit(sort, 0)
+        for bucket in range(1, len(spill.bounds)):
+            current = coming.result()
+            if bucket < len(spill.bounds) - 1:
+                coming = ahead.submit(sort, bucket)
+            yield current
 
 
 def write_trajectories(
