@@ -58,12 +58,11 @@ def build_store(
     started = clock.monotonic()
     progress = progress or Unwatched()
     lists = description.samples.layout == "lists"
-    if not lists:
-        open_sources(description)  # whatever is missing is said before anything is written
+    opened = None if lists else open_sources(description)  # what is missing is said before anything is written
     with open_workspace(Path(out), overwrite) as work:
         progress.note("opening")
-        opened = open_lists(description, work.scratch("lists"), memory) if lists else open_sources(description)
-        plan = Plan.of(description, *opened, memory, progress)
+        sources, samples = opened or open_lists(description, work.scratch("lists"), memory)
+        plan = Plan.of(description, sources, samples, memory, progress)
         manifest = _build(plan, work)
         passed = clock.monotonic() - started
         manifest["build"] = {

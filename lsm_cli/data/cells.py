@@ -25,6 +25,13 @@ def as_text(column: str, dtype: pl.DataType) -> pl.Expr:
     return value.cast(pl.String)
 
 
+def spells_integer(column: str) -> pl.Expr:
+    """Whether all text of a column is integers, each written in the one way that an integer is written."""
+    value = pl.col(column)
+    odd = value.str.starts_with("0") & (value.str.len_bytes() > 1) | value.str.contains("^[+-]")
+    return ((value == "") | (value.cast(pl.Int64, strict=False).is_not_null() & odd.not_())).fill_null(True).all()
+
+
 def as_label(label: Label, dtype: pl.DataType) -> pl.Expr:
     """A label as Int8: 0, 1, null where it was not observed, `BAD_LABEL` for anything else."""
     value = pl.col(label.column)

@@ -105,8 +105,6 @@ class _Counting:
             used += frame.height
             self._count(source, frame, split[split >= 0] == 0, self.requesters)
             self.plan.progress.advance(len(split))
-        times = self.requests.time[self.requests.split >= 0]
-        check_years(source, int(times.max()), self.plan.resolution)
         self._count_constants(source, used, True)
 
     def _count(self, source: Source, frame: pl.DataFrame, trained: np.ndarray, users: Counter) -> None:

@@ -122,6 +122,8 @@ def encode_events(encoded: Encoded, requests: Requests, collector: Collector | N
         for frame in source.batches(plan.kinds, plan.resolution, plan.rows):
             keep, _ = usable(frame)
             frame = frame if keep is None else frame.filter(keep)
+            if not frame.height:
+                continue
             columns = {"user": encoded.users.encode(frame["user"]), "time": encoded.ticks(frame)}
             columns |= {name: encoded.encode(source, frame, name) for name in fields}
             codes = None if collector is None else collector.positives.codes(source, frame)

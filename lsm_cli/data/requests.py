@@ -74,6 +74,7 @@ def read_requests(
         times.append(frame["time"].fill_null(-1).to_numpy())
     check_rows(source, total, dropped)
     split, time = np.concatenate(codes), np.concatenate(times)
+    check_years(source, int(time.max()), resolution)
     if description.split.column and not (split >= 0).any():
         raise InputError(
             f"{source.table.files[0]}: column {description.split.column!r} never says train, valid or test"

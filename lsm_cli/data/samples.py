@@ -90,6 +90,8 @@ def encode_samples(encoded: Encoded, requests: Requests, work: Workspace) -> Sam
         row += frame.height
         used = code >= 0
         frame, code = frame.filter(used), code[used]
+        if not frame.height:
+            continue
         labels = _labels(source, frame, targets)
         user, time = encoded.users.encode(frame["user"]), encoded.ticks(frame)
         here = slice(done, done + frame.height)

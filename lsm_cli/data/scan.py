@@ -17,12 +17,13 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from lsm_cli.data.cells import as_label, as_number, as_text
+from lsm_cli.data.cells import as_label, as_number, as_text, spells_integer
 from lsm_cli.data.description import Description, Events, Files, Items, Label, Role, Samples
 from lsm_cli.data.moments import parse_time, time_resolution
 from lsm_cli.data.wording import as_word, hint
 from lsm_cli.errors import InputError
 
+_HEAD = 1_000
 _SUFFIXES = {
     ".csv": "csv", ".tsv": "csv", ".txt": "csv", ".parquet": "parquet", ".pq": "parquet",
     ".ndjson": "ndjson", ".jsonl": "ndjson", ".json": "ndjson",
@@ -46,10 +47,21 @@ class Table:
             frame = frame.filter(as_text(column, self.schemas[position][column]).is_in(values))
         return frame
 
-    @property
-    def integers(self) -> set[str]:
-        """Columns that hold integers in every file."""
-        return {name for name in self.schemas[0] if all(_integral(schema.get(name)) for schema in self.schemas)}
+    def integers(self, columns: Iterable[str]) -> set[str]:
+        """Those of the columns that hold integers in every file; text files are read for it."""
+        found = set(columns)
+        for position, schema in enumerate(self.schemas):
+            found = {name for name in found if _integral(schema[name]) or schema[name] == pl.String}
+            spelled = [name for name in found if schema[name] == pl.String]
+            text_file = file_format(self.files[position], self.spec) == "csv"
+            for rows in (_HEAD, None) if text_file else ():  # most text shows at once that it is none
+                frame = self.scan(position) if rows is None else self.scan(position).head(rows)
+                if spelled:
+                    checks = frame.select(spells_integer(name).alias(name) for name in spelled)
+                    said = checks.collect(engine="streaming").row(0, named=True)
+                    spelled = [name for name in spelled if said[name]]
+            found = {name for name in found if _integral(schema[name]) or (text_file and name in spelled)}
+        return found
 
 
 @dataclass
@@ -91,9 +103,10 @@ class Source:
         out: list[pl.Expr] = []
         for role, column in self.columns.items():
             kind = kinds.get(role, "text")
-            value = pl.col(column).cast(pl.Int64) if kind == "int" else as_text(column, schema[column])
+            value = pl.col(column).cast(pl.Int64, strict=False) if kind == "int" else as_text(column, schema[column])
             if role == "action" and self.renames:
-                value = value.replace(self.renames)
+                short = {raw.removesuffix(".0"): name for raw, name in self.renames.items()}  # 4.0 is read as 4
+                value = value.replace(short | self.renames)
             out.append(value.alias(role))
         if self.flags:
             out.append(self._first_flag(schema).alias("action"))
@@ -195,11 +208,8 @@ def open_sources(description: Description) -> tuple[list[Source], Source | None]
 
 def open_table(description: Description, key: str, spec: Files, problems: list[str]) -> Table | None:
     """Find a block's files and read their schemas."""
-    files = [
-        Path(name)
-        for pattern in spec.path
-        for name in sorted(glob.glob(str(description.base / pattern), recursive=True))
-    ]
+    places = [sorted(glob.glob(str(description.base / pattern), recursive=True)) for pattern in spec.path]
+    files = [Path(name) for name in dict.fromkeys(name for found in places for name in found)]
     if spec.path and not files:  # of several paths, some may be empty: a log that comes in one form or another
         tried = " or ".join(str(description.base / pattern) for pattern in spec.path)
         problems.append(f"{description.file}: {key}.path: there is no file {tried}")
@@ -305,7 +315,8 @@ def _items(description: Description, table: Table, block: Items, problems: list[
     )
     if problems:
         return None
-    kinds = {role: "int" for role, column in source.columns.items() if column in table.integers}
+    whole = table.integers(source.columns.values())
+    kinds = {role: "int" for role, column in source.columns.items() if column in whole}
     frames = list(source.batches(kinds, 1, 1 << 20))
     if not frames:
         problems.append(f"{table.files[0]}: has no rows; items needs one row an item")
@@ -321,15 +332,16 @@ def is_level(role: str) -> bool:
 def settle_kinds(sources: list[Source]) -> dict[str, str]:
     """Role -> "int" where every source of it holds integers, "text" otherwise; joined attributes are cast to match."""
     votes: dict[str, list[bool]] = {}
+    named = {"domain", "split", "target"}  # few values, compared with words of the description
     for source in sources:
+        whole = source.table.integers(column for role, column in source.columns.items() if role not in named)
         for role, column in source.columns.items():
             renamed = role == "action" and source.renames
-            votes.setdefault(role, []).append(column in source.table.integers and not renamed)
+            votes.setdefault(role, []).append(column in whole and not renamed)
         for role in ["item", *source.joined] if source.joined and source.items is not None else []:
             votes.setdefault(role, []).append(source.items[role].dtype == pl.Int64)  # type: ignore[index]
         for role in [*source.constants, *(["action"] if source.flags else [])]:
             votes.setdefault(role, []).append(False)
-    named = {"domain", "split", "target"}  # few values, compared with words of the description
     kinds = {role: "int" if all(votes[role]) and role not in named else "text" for role in votes}
     for source in sources:
         if source.items is not None and source.joined:

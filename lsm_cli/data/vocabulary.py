@@ -35,15 +35,15 @@ class Counter:
             trained: bool [rows], whether the row belongs to the training period.
         """
         if self.kind == "int" and values.null_count() < len(values):
-            low, high = values.min(), values.max()
-            if low >= 0 and high < _DENSE:  # type: ignore[operator]
-                self._add_dense(values, trained, high)  # type: ignore[arg-type]
+            if _within(values, _DENSE):
+                self._add_dense(values, trained)
                 return
         rows = pl.DataFrame({"value": values, "trained": trained}).lazy().drop_nulls("value")
         part = rows.group_by("value").agg(pl.len().cast(pl.Int64).alias("count"), pl.col("trained").any())
         self._add_part(part.collect(engine="streaming"))
 
-    def _add_dense(self, values: pl.Series, trained: np.ndarray, high: int) -> None:
+    def _add_dense(self, values: pl.Series, trained: np.ndarray) -> None:
+        high: int = values.max()  # type: ignore[assignment]
         if high >= len(self.counts):
             size = max(high + 1, 2 * len(self.counts))
             self.counts, self.trained = _grown(self.counts, size), _grown(self.trained, size)
@@ -87,6 +87,7 @@ class Vocabulary:
         self.size = first + len(values)
         self.dtype = narrowest(self.size) if first else np.dtype(np.int32)  # those from 0 know -1
         self._table: np.ndarray | None = None
+        self._dense = len(values) > 0 and values.dtype == pl.Int64 and _within(values, _DENSE)
         self._sorted: pl.DataFrame | None = None
 
     @classmethod
@@ -111,15 +112,12 @@ class Vocabulary:
             ids = values.cast(self._enum, strict=False).to_physical()
             found = ids.fill_null(len(self.values)).to_numpy()
             return np.append(np.arange(self.first, self.size), missing).astype(self.dtype)[found]
-        if len(self.values) and self._lookup is not None:
+        if self._dense:
             table = self._lookup
             table[-1] = missing
             numbers = values.fill_null(-1).to_numpy()  # the last element is what -1 finds
-            return (
-                table[np.where(numbers < len(table) - 1, numbers, -1)]
-                if numbers.max() >= len(table) - 1
-                else table[numbers]
-            )
+            inside = not len(numbers) or numbers.max() < len(table) - 1
+            return table[numbers if inside else np.where(numbers < len(table) - 1, numbers, -1)]
         joined = values.to_frame("value").join(self._pairs, on="value", how="left", maintain_order="left")
         return joined["id"].fill_null(missing).to_numpy().astype(self.dtype)
 
@@ -135,12 +133,10 @@ class Vocabulary:
         return self._categories
 
     @property
-    def _lookup(self) -> np.ndarray | None:
-        """[largest value + 2] ids, the last one for missing; None where the values are too sparse for a table."""
+    def _lookup(self) -> np.ndarray:
+        """[largest value + 2] ids, the last one for missing."""
         if self._table is None:
             numbers = self.values.to_numpy()
-            if numbers.min() < 0 or numbers.max() >= _DENSE:
-                return None
             self._table = np.full(int(numbers.max()) + 2, MISSING, self.dtype)
             self._table[numbers] = np.arange(self.first, self.size)
         return self._table
@@ -171,6 +167,12 @@ def narrowest(size: int) -> np.dtype:
 def write_vocabulary(frame: pl.DataFrame, file: Path) -> None:
     file.parent.mkdir(exist_ok=True)
     frame.write_parquet(file, compression="zstd", statistics=False)
+
+
+def _within(values: pl.Series, limit: int) -> bool:
+    """Whether all integers are in [0, limit)."""
+    low, high = values.min(), values.max()
+    return low is not None and low >= 0 and high < limit  # type: ignore[operator]
 
 
 def _grown(array: np.ndarray, size: int) -> np.ndarray:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import IO
 
 import numpy as np
+import polars as pl
 
 from lsm_cli.errors import InputError, LsmError
 
@@ -129,8 +130,8 @@ def open_workspace(out: Path, overwrite: bool) -> Iterator[Workspace]:
         folder.rename(out)
         _sync(out.parent)
         _remove(old)
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+    except (OSError, pl.exceptions.PolarsError) as error:
+        if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(error):
             free = shutil.disk_usage(out.parent).free
             raise InputError(
                 f"{out}: the disk is full ({free / 1e9:.1f} GB free where the store is written);"
