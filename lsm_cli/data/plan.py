@@ -53,9 +53,10 @@ class Plan:
         cls, description: Description, events: list[Source], samples: Source | None, memory: int, progress: Progress
     ) -> Plan:
         everything = [*events, *([samples] if samples else [])]
+        kinds = settle_kinds(everything)
         resolution = max(source.resolution for source in everything)
         rows = min(max(memory >> 11, LEAST_ROWS), 1 << 20)
-        return cls(description, events, samples, settle_kinds(everything), resolution, rows, memory, progress)
+        return cls(description, events, samples, kinds, resolution, rows, memory, progress)
 
     @property
     def sources(self) -> list[Source]:

@@ -7,61 +7,19 @@ the same store whether it came as csv, parquet or ndjson. Times become Int64 tic
 
 from __future__ import annotations
 
-import glob
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import polars as pl
 
-from lsm_cli.data.cells import as_label, as_number, as_text, spells_integer
-from lsm_cli.data.description import Description, Events, Files, Items, Label, Role, Samples
+from lsm_cli.data.cells import as_label, as_number, as_text
+from lsm_cli.data.description import Description, Events, Items, Label, Role, Samples
+from lsm_cli.data.files import Table, check_column, open_table, unreadable
 from lsm_cli.data.moments import parse_time, time_resolution
-from lsm_cli.data.wording import as_word, hint
 from lsm_cli.errors import InputError
-
-_HEAD = 1_000
-_SUFFIXES = {
-    ".csv": "csv", ".tsv": "csv", ".txt": "csv", ".parquet": "parquet", ".pq": "parquet",
-    ".ndjson": "ndjson", ".jsonl": "ndjson", ".json": "ndjson",
-}  # fmt: skip
-
-
-@dataclass
-class Table:
-    """The files of one block of the description, with the columns that each of them has."""
-
-    key: str  # the block's place in the description, for messages
-    spec: Files
-    files: list[Path]
-    schemas: list[dict[str, pl.DataType]]
-
-    def scan(self, position: int) -> pl.LazyFrame:
-        """One file, lazily; only the rows that `where` keeps."""
-        frame = _scan(self.files[position], self.spec)
-        for column, wanted in self.spec.where.items():
-            values = [as_word(value) for value in (wanted if isinstance(wanted, list) else [wanted])]
-            frame = frame.filter(as_text(column, self.schemas[position][column]).is_in(values))
-        return frame
-
-    def integers(self, columns: Iterable[str]) -> set[str]:
-        """Those of the columns that hold integers in every file; text files are read for it."""
-        found = set(columns)
-        for position, schema in enumerate(self.schemas):
-            found = {name for name in found if _integral(schema[name]) or schema[name] == pl.String}
-            spelled = [name for name in found if schema[name] == pl.String]
-            text_file = file_format(self.files[position], self.spec) == "csv"
-            for rows in (_HEAD, None) if text_file else ():  # most text shows at once that it is none
-                frame = self.scan(position) if rows is None else self.scan(position).head(rows)
-                if spelled:
-                    checks = frame.select(spells_integer(name).alias(name) for name in spelled)
-                    said = checks.collect(engine="streaming").row(0, named=True)
-                    spelled = [name for name in spelled if said[name]]
-            found = {name for name in found if _integral(schema[name]) or (text_file and name in spelled)}
-        return found
 
 
 @dataclass
@@ -82,6 +40,11 @@ class Source:
     @property
     def roles(self) -> list[str]:
         return [*self.columns, *(["action"] if self.flags else []), *self.constants, *self.joined]
+
+    def settle(self) -> None:
+        """See `Table.settle`: whatever is no text by its nature."""
+        columns = {*self.columns.values(), *(label.column for label in self.labels.values()), *self.flags.values()}
+        self.table.settle(columns | ({self.time.column} if self.time is not None and self.time.unit else set()))
 
     @cached_property
     def resolution(self) -> int:
@@ -206,51 +169,6 @@ def open_sources(description: Description) -> tuple[list[Source], Source | None]
     return sources, sampled
 
 
-def open_table(description: Description, key: str, spec: Files, problems: list[str]) -> Table | None:
-    """Find a block's files and read their schemas."""
-    places = [sorted(glob.glob(str(description.base / pattern), recursive=True)) for pattern in spec.path]
-    files = [Path(name) for name in dict.fromkeys(name for found in places for name in found)]
-    if spec.path and not files:  # of several paths, some may be empty: a log that comes in one form or another
-        tried = " or ".join(str(description.base / pattern) for pattern in spec.path)
-        problems.append(f"{description.file}: {key}.path: there is no file {tried}")
-    schemas = []
-    for file in files:
-        try:
-            schema = dict(_scan(file, spec).collect_schema())
-        except InputError as error:
-            problems.append(f"{description.file}: {key}.path: {error}")
-        except (pl.exceptions.PolarsError, OSError) as error:
-            problems.append(str(unreadable(file, error)))
-        else:
-            schemas.append(schema)
-            for column in spec.where:
-                check_column(description, key, "where", file, schema, column, problems)
-    return Table(key, spec, files, schemas) if files and len(schemas) == len(files) else None
-
-
-def check_column(
-    description: Description,
-    key: str,
-    role: str,
-    file: Path,
-    schema: dict[str, pl.DataType],
-    column: str,
-    problems: list[str],
-) -> bool:
-    dtype = schema.get(column)
-    if dtype is None:
-        known = hint(column, schema) or "; it has no columns"
-        problems.append(f"{description.file}: {key}.{role}: {file} has no column {column!r}{known}")
-    elif dtype.is_nested():
-        problems.append(
-            f"{description.file}: {key}.{role}: column {column!r} of {file} holds lists or structs; "
-            'read lists with samples.layout = "lists"'
-        )
-    else:
-        return True
-    return False
-
-
 def _require(description: Description, source: Source, problems: list[str]) -> Source:
     """Check that every column which the source names is in every file."""
     wanted = {**source.columns, **{name: label.column for name, label in source.labels.items()}, **source.numbers}
@@ -315,7 +233,8 @@ def _items(description: Description, table: Table, block: Items, problems: list[
     )
     if problems:
         return None
-    whole = table.integers(source.columns.values())
+    source.settle()
+    whole = table.integers()
     kinds = {role: "int" for role, column in source.columns.items() if column in whole}
     frames = list(source.batches(kinds, 1, 1 << 20))
     if not frames:
@@ -334,7 +253,8 @@ def settle_kinds(sources: list[Source]) -> dict[str, str]:
     votes: dict[str, list[bool]] = {}
     named = {"domain", "split", "target"}  # few values, compared with words of the description
     for source in sources:
-        whole = source.table.integers(column for role, column in source.columns.items() if role not in named)
+        source.settle()
+        whole = source.table.integers()
         for role, column in source.columns.items():
             renamed = role == "action" and source.renames
             votes.setdefault(role, []).append(column in whole and not renamed)
@@ -348,39 +268,3 @@ def settle_kinds(sources: list[Source]) -> dict[str, str]:
             names = ["item", *source.joined]
             source.items = source.items.with_columns(pl.col(n).cast(pl.String) for n in names if kinds[n] == "text")
     return kinds
-
-
-def unreadable(file: Path, error: Exception) -> InputError:
-    reason = str(getattr(error, "strerror", None) or error).strip().splitlines()
-    text = reason[0][:200] if reason else type(error).__name__
-    if "empty" in text or "NoDataError" in type(error).__name__:
-        return InputError(f"{file}: the file is empty; remove it or write it again")
-    return InputError(f"{file}: cannot be read: {text}")
-
-
-def _integral(dtype: pl.DataType | None) -> bool:
-    return dtype is not None and dtype.is_integer() and dtype not in (pl.UInt64, pl.Int128)
-
-
-def file_format(file: Path, spec: Files) -> str:
-    name = file.name.removesuffix(".gz").removesuffix(".zst")
-    found = spec.format or _SUFFIXES.get(Path(name).suffix.lower())
-    if found is None:
-        raise InputError(f'{file}: cannot tell the format from the name; set format = "csv", "parquet" or "ndjson"')
-    return found
-
-
-def _scan(file: Path, spec: Files) -> pl.LazyFrame:
-    kind = file_format(file, spec)
-    if kind == "parquet":
-        return pl.scan_parquet(file, glob=False)
-    if kind == "ndjson":
-        return pl.scan_ndjson(glob.escape(str(file)), infer_schema_length=10_000)
-    separator = "\t" if ".tsv" in file.suffixes and spec.separator == "," else spec.separator
-    frame = pl.scan_csv(file, glob=False, separator=separator, has_header=spec.columns is None, infer_schema=False)
-    if spec.columns is None:
-        return frame
-    width = len(frame.collect_schema())
-    if width != len(spec.columns):
-        raise InputError(f"{file} has {width} columns, `columns` names {len(spec.columns)}")
-    return frame.rename(dict(zip(frame.collect_schema(), spec.columns, strict=True)))

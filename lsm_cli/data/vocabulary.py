@@ -34,10 +34,9 @@ class Counter:
             values: [rows] Int64 or String; null is not counted.
             trained: bool [rows], whether the row belongs to the training period.
         """
-        if self.kind == "int" and values.null_count() < len(values):
-            if _within(values, _DENSE):
-                self._add_dense(values, trained)
-                return
+        if values.dtype == pl.Int64 and _within(values, _DENSE):
+            self._add_dense(values, trained)
+            return
         rows = pl.DataFrame({"value": values, "trained": trained}).lazy().drop_nulls("value")
         part = rows.group_by("value").agg(pl.len().cast(pl.Int64).alias("count"), pl.col("trained").any())
         self._add_part(part.collect(engine="streaming"))
@@ -172,7 +171,7 @@ def write_vocabulary(frame: pl.DataFrame, file: Path) -> None:
 def _within(values: pl.Series, limit: int) -> bool:
     """Whether all integers are in [0, limit)."""
     low, high = values.min(), values.max()
-    return low is not None and low >= 0 and high < limit  # type: ignore[operator]
+    return isinstance(low, int) and isinstance(high, int) and low >= 0 and high < limit
 
 
 def _grown(array: np.ndarray, size: int) -> np.ndarray:
