@@ -39,6 +39,10 @@ class ModelOptions(Options):
     max_len: int = Field(200, ge=0, le=1_000_000, description="behaviours per sample; the most recent are kept")
     dim: int = Field(16, ge=1, le=1024, description="embedding width per field")
     layers: int = Field(2, ge=1, le=8, description="layers of the stacked interest network")
+    stack_output: Literal["found", "states"] = Field(
+        "found",
+        description="what the head sees of a stack: what each layer found, or its state, which holds the candidate",
+    )
     temporal: list[Literal["interval", "rank"]] = Field(
         ["interval", "rank"], description="temporal encodings of a behaviour: time to the request, rank from it"
     )
@@ -55,6 +59,7 @@ class ModelOptions(Options):
     bins: int = Field(16, ge=0, le=256, description="quantile bins in the encoding of each number; 0 = logarithm only")
     project: int = Field(128, ge=1, le=4096, description="width to which the head's input is projected before crossing")
     cross: int = Field(2, ge=0, le=6, description="DCN-v2 cross layers on the projected input")
+    quiet: bool = Field(True, description="what the reader found starts with weight zero in the head")
     hidden: list[int] = Field([128], description="widths of the shared tower", min_length=1, max_length=8)
     attention_hidden: list[int] = Field([64], description="widths of DIN's attention network", min_length=1)
     dropout: float = Field(0.0, ge=0, lt=1, description="dropout in the tower")
@@ -69,6 +74,11 @@ class TrainOptions(Options):
     table_lr: float = Field(0.05, gt=0, le=10, description="peak learning rate of the embedding rows")
     table_optimizer: Literal["adagrad", "adam"] = Field(
         "adagrad", description="row-wise Adagrad, or Adam that moves only the rows of the step"
+    )
+    table_decay: bool = Field(False, description="let the rows' learning rate follow warm-up and decay as well")
+    fresh_tables: bool = Field(
+        True,
+        description="start the embedding tables anew in every epoch: dense layers gain from more passes, rows overfit",
     )
     weight_decay: float = Field(1e-5, ge=0, le=1, description="decoupled weight decay of the dense parameters")
     warmup: float = Field(0.05, ge=0, le=1, description="share of the steps with rising learning rate")

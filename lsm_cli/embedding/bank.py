@@ -81,6 +81,13 @@ class Bank(nn.Module):
             )
         return found
 
+    def reset(self) -> None:
+        """All tables and the state of their optimisers as they were before the first step."""
+        for table, optimizer in zip(self.tables, self.optimizers, strict=True):
+            cast(Table, table).reset()
+            for state in optimizer.buffers():
+                state.zero_()
+
     def _hide(self, rows: Tensor, table: Table) -> Tensor:
         count = int(rows.numel() * self.unknown)
         if not self.training or not count:

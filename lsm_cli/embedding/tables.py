@@ -57,10 +57,18 @@ class Table(nn.Module):
 
     def __init__(self, rows: int, dim: int, std: float, seed: int) -> None:
         super().__init__()
-        weight = torch.empty(rows, dim).normal_(0, std, generator=torch.Generator().manual_seed(seed))
-        weight[[0, min(1, rows - 1), rows - 1]] = 0
-        self.register_buffer("weight", weight)
+        self.std, self.seed = std, seed
+        self.register_buffer("weight", torch.empty(rows, dim))
+        self.reset()
         self._scratch: np.ndarray | None = None
+
+    @torch.no_grad()
+    def reset(self) -> None:
+        """Back to the first weights, which are a function of the seed."""
+        rows, dim = self.weight.shape
+        fresh = torch.empty(rows, dim).normal_(0, self.std, generator=torch.Generator().manual_seed(self.seed))
+        fresh[[0, min(1, rows - 1), rows - 1]] = 0
+        self.weight.copy_(fresh)
 
     @property
     def rows(self) -> int:

@@ -115,6 +115,8 @@ class Trainer:
         order = epoch_order(len(self.train), self.options.seed, self.at.epoch)
         size = self.options.batch_size
         done = self.at.step - self.at.epoch * self.steps_per_epoch
+        if self.options.fresh_tables and self.at.epoch and not done:
+            self.model.bank.reset()
         loss = torch.tensor(self.at.loss, device=self.setup.compute.device)
         for number in range(done, self.steps_per_epoch):
             started = time.perf_counter()
@@ -174,7 +176,7 @@ class Trainer:
         self.scaler.step(self.dense)
         self.scaler.update()
         if not self.scaler.is_enabled() or self.scaler.get_scale() >= before:  # else fp16 overflowed: skip the step
-            self.model.bank.update(rows, self.options.table_lr * rate)
+            self.model.bank.update(rows, self.options.table_lr * (rate if self.options.table_decay else 1.0))
         if self.average:
             keep = min(self.options.ema, (1 + self.at.step) / (10 + self.at.step))  # forget the initial weights soon
             torch._foreach_lerp_(self.average, [p.detach() for p in self.parameters], 1 - keep)

@@ -196,14 +196,25 @@ class _Softmax(torch.autograd.Function):
         return share - weight * total.index_select(0, row), None
 
 
+def _exact(tensor: Tensor) -> Any:
+    """Sums over long histories are taken in fp32, whatever the dense layers use."""
+    return torch.autocast(tensor.device.type, enabled=False)
+
+
+def _full(tensor: Tensor) -> Tensor:
+    return tensor if tensor.dtype == torch.float64 else tensor.float()
+
+
 def dot(table: Tensor, query: Tensor, at: Occurrences) -> Tensor:
     """⟨T[id_i], q[row_i]⟩ for every behaviour: table [R, d], query [B, d] -> [N]."""
-    return _Dot.apply(table, query, at)
+    with _exact(table):
+        return _Dot.apply(_full(table), _full(query), at)
 
 
 def pool(table: Tensor, weight: Tensor, at: Occurrences) -> Tensor:
     """Σ_{i of b} w_i T[id_i] for every sample: table [R, d], weight [N] -> [B, d]; zero for an empty history."""
-    return _Pool.apply(table, weight, at)
+    with _exact(table):
+        return _Pool.apply(_full(table), _full(weight), at)
 
 
 def take(table: Tensor, at: Occurrences) -> Tensor:
@@ -213,7 +224,8 @@ def take(table: Tensor, at: Occurrences) -> Tensor:
 
 def softmax(logits: Tensor, segments: Segments) -> Tensor:
     """Softmax over the behaviours of each sample: [N] -> [N]."""
-    return _Softmax.apply(logits, segments)
+    with _exact(logits):
+        return _Softmax.apply(_full(logits), segments)
 
 
 def segment_sum(values: Tensor, segments: Segments) -> Tensor:

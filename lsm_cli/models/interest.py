@@ -65,20 +65,26 @@ class TIN(nn.Module):
 class StackedTIN(nn.Module):
     """Stacked TIN (Tencent, arXiv 2510.21714): layer l carries interactions of order l + 1.
 
-    u⁰ = ṽ;  u^l = LayerNorm(u^{l-1} + W_l Σ_i α_i^l (ẽ_i ⊙ u^{l-1})),  α^l under the query u^{l-1}.
-    The head sees u¹ … u^L.
+    u⁰ = ṽ;  f^l = Σ_i α_i^l (ẽ_i ⊙ u^{l-1}),  α^l under the query u^{l-1};  u^l = LayerNorm(u^{l-1} + W_l f^l).
+
+    The head sees `states` u¹ … u^L as the paper has it, or only what each layer `found`, f¹ … f^L (one layer is then
+    TIN): u^l carries ṽ itself along, by which the head learns single items by heart.
     """
 
-    def __init__(self, width: int, layers: int) -> None:
+    def __init__(self, width: int, layers: int, output: str) -> None:
         super().__init__()
         self.out = width * layers
-        self.mix = nn.ModuleList(nn.Linear(width, width, bias=False) for _ in range(layers))
-        self.norm = nn.ModuleList(nn.LayerNorm(width) for _ in range(layers))
+        self.output = output
+        mixed = layers if output == "states" else layers - 1
+        self.mix = nn.ModuleList(nn.Linear(width, width, bias=False) for _ in range(mixed))
+        self.norm = nn.ModuleList(nn.LayerNorm(width) for _ in range(mixed))
+        self.layers = layers
 
     def forward(self, history: History, candidate: Tensor) -> Tensor:
         state, outputs = candidate, []
-        for mix, norm in zip(self.mix, self.norm, strict=True):
+        for layer in range(self.layers):
             found = history.pool(history.attend(state)) * state
-            state = norm(state + mix(found)).float()
-            outputs.append(state)
+            if layer < len(self.mix):
+                state = self.norm[layer](state + self.mix[layer](found)).float()
+            outputs.append(state if self.output == "states" else found)
         return torch.cat(outputs, 1)

@@ -81,9 +81,12 @@ class RankingModel(nn.Module):
         )
         features = self.numeric.out + (2 * CALENDAR_DIM if self.calendar else 0)
         features += options.dim * len(self.candidate) if options.candidate else 0
-        features += cast(int, self.reader.out) if self.reader is not None else 0
+        read = cast(int, self.reader.out) if self.reader is not None else 0
         self.feed_candidate = options.candidate
-        self.tower = Tower(features, options.project, options.cross, options.hidden, targets, options.dropout)
+        self.tower = Tower(
+            features + read, options.project, options.cross, options.hidden, targets, options.dropout,
+            quiet=read if options.quiet else 0,
+        )  # fmt: skip
 
     def fetch(self, batch: Batch) -> dict[str, Fetched]:
         """The embedding rows of a batch; in training mode they are leaves that collect gradients."""
@@ -154,4 +157,4 @@ def _reader(recipe: Recipe, width: int) -> nn.Module:
         case "tin":
             return TIN(width)
         case _:
-            return StackedTIN(width, options.layers)
+            return StackedTIN(width, options.layers, options.stack_output)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
 
@@ -24,11 +25,20 @@ class Tower(nn.Module):
 
     Crossing happens in the projected space: on the wide input (every number has many bins) it would cost more than
     the attention and buys next to nothing.
+
+    Args:
+        quiet: the last so many features start with weight zero.
     """
 
-    def __init__(self, width: int, project: int, cross: int, hidden: list[int], targets: int, dropout: float) -> None:
+    def __init__(
+        self, width: int, project: int, cross: int, hidden: list[int], targets: int, dropout: float, quiet: int
+    ) -> None:
         super().__init__()
-        layers: list[nn.Module] = [nn.Linear(width, project), Cross(project, cross)]
+        first = nn.Linear(width, project)
+        if quiet:
+            with torch.no_grad():
+                first.weight[:, -quiet:] = 0
+        layers: list[nn.Module] = [first, Cross(project, cross)]
         for before, after in zip([project, *hidden[:-1]], hidden, strict=True):
             layers += [nn.Linear(before, after), nn.ReLU(), nn.Dropout(dropout)]
         self.shared = nn.Sequential(*layers)

@@ -1,0 +1,116 @@
+"""What the options of the training loop do."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from lsm_cli import recipe as recipes
+from lsm_cli.data.store import Store
+from lsm_cli.engine import schedule
+from lsm_cli.engine.evaluate import evaluate
+from lsm_cli.engine.run import RunFolder
+from lsm_cli.engine.setup import Setup
+from lsm_cli.engine.train import Trainer
+
+SMALL = ["train.batch_size=64", "train.threads=1", "model.max_len=20", "model.hidden=[16]", "train.epochs=2"]
+
+
+def _trained(path: Path, out: Path, *overrides: str, recipe: str = "tin") -> Trainer:
+    store = Store.open(path)
+    options = recipes.load(recipe, [*SMALL, *overrides])
+    run = RunFolder.start(out, options, store, resume=False)
+    trainer = Trainer(Setup.of(options, store), run)
+    trainer.fit()
+    run.close()
+    return trainer
+
+
+def _auc(trainer: Trainer) -> float:
+    return evaluate(trainer.setup, trainer.best(), "test")["targets"]["click"]["auc"]
+
+
+@pytest.mark.parametrize("recipe", ["din", "tin", "stacked_tin"])
+def test_readers_learn_the_planted_rule_that_no_sequence_cannot(small_store: Path, tmp_path: Path, recipe: str) -> None:
+    """The label is whether the candidate occurs in the last ten behaviours."""
+    longer = ["train.epochs=12", "train.batch_size=32", "model.match_bias=true", "model.evidence=true"]
+    assert _auc(_trained(small_store, tmp_path / "a", *longer, recipe=recipe)) > 0.75
+    assert _auc(_trained(small_store, tmp_path / "b", *longer, "model.evidence=false", recipe="dnn")) < 0.65
+
+
+def test_same_seed_same_run_other_seed_other_run(small_store: Path, tmp_path: Path) -> None:
+    a, b, c = (
+        _trained(small_store, tmp_path / name, f"train.seed={seed}")
+        for name, seed in zip("abc", (1, 1, 2), strict=True)
+    )
+    for one, same, other in zip(a.parameters, b.parameters, c.parameters, strict=True):
+        assert torch.equal(one, same)
+        assert one.numel() < 4 or not torch.equal(one, other) or not one.any()
+
+
+def test_bf16_stays_close_to_fp32(small_store: Path, tmp_path: Path) -> None:
+    full, half = (
+        _trained(small_store, tmp_path / p, f"train.precision={p}", "train.epochs=6", recipe="stacked_tin")
+        for p in ("fp32", "bf16")
+    )
+    assert _auc(half) == pytest.approx(_auc(full), abs=0.03)
+
+
+def test_early_stopping(small_store: Path, tmp_path: Path) -> None:
+    trainer = _trained(small_store, tmp_path / "run", "train.epochs=60", "train.patience=2", "train.lr=0.05")
+    assert trainer.at.finished and trainer.at.step < trainer.total
+    quality = [line["metric"] for line in trainer.history]
+    assert max(quality) == quality[-3], "the best validation, then two that were not better"
+
+
+@pytest.mark.parametrize("metric", ["auc", "gauc", "logloss"])
+def test_the_best_validation_picks_the_weights(small_store: Path, tmp_path: Path, metric: str) -> None:
+    trainer = _trained(small_store, tmp_path / "run", f"train.metric={metric}", "train.ema=0.9", "train.epochs=4")
+    found = evaluate(trainer.setup, trainer.best(), "valid")["targets"]
+    mean = np.mean([entry[metric] for entry in found.values()])
+    assert mean == pytest.approx(abs(trainer.at.best), rel=1e-5)
+    best = min if metric == "logloss" else max
+    assert abs(trainer.at.best) == best(abs(line["metric"]) for line in trainer.history)
+
+
+def test_a_target_with_weight_zero_teaches_nothing(small_store: Path, tmp_path: Path) -> None:
+    trainer = _trained(small_store, tmp_path / "run", "train.weights={order=0}", "train.weight_decay=0")
+    fresh = trainer.setup.model()
+    assert torch.equal(trainer.model.tower.heads.bias[1], fresh.tower.heads.bias[1])
+    assert not torch.equal(trainer.model.tower.heads.bias[0], fresh.tower.heads.bias[0])
+
+
+def test_the_unknown_row_learns(small_store: Path, tmp_path: Path) -> None:
+    learned, kept = (_trained(small_store, tmp_path / s, f"train.unknown={s}") for s in ("0.1", "0.0"))
+    assert learned.model.bank.tables[0].weight[-1].any()
+    item = kept.setup.store.samples("train").column("item")
+    unknown_occurs = (np.asarray(item) >= kept.model.bank.tables[0].rows - 1).any()
+    assert unknown_occurs or not kept.model.bank.tables[0].weight[-1].any()
+
+
+def test_tensorboard_is_an_option(small_store: Path, tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard", reason="the extra `tensorboard` is not installed")
+    _trained(small_store, tmp_path / "run", "train.tensorboard=true")
+    assert list((tmp_path / "run" / "tensorboard").glob("events.*"))
+
+
+@pytest.mark.parametrize("decay", ["none", "linear", "cosine"])
+def test_learning_rate_rises_then_falls(decay: str) -> None:
+    options = recipes.load("tin", ["train.warmup=0.1", f"train.decay={decay}", "train.final_lr=0.1"]).train
+    rates = [schedule.factor(step, 1000, options) for step in range(1000)]
+    assert all(0 < rate <= 1 for rate in rates)
+    assert rates[:100] == sorted(rates[:100]) and rates[100] == pytest.approx(1)
+    assert rates[-1] == pytest.approx(1.0 if decay == "none" else 0.1, abs=0.01)
+    assert rates[100:] == sorted(rates[100:], reverse=True)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+def test_gpu_agrees_with_cpu(small_store: Path, tmp_path: Path, precision: str) -> None:
+    cpu = _trained(small_store, tmp_path / "cpu", "train.device=cpu", "train.epochs=6")
+    gpu = _trained(small_store, tmp_path / "gpu", "train.device=cuda", f"train.precision={precision}", "train.epochs=6")
+    assert _auc(gpu) == pytest.approx(_auc(cpu), abs=0.03)
