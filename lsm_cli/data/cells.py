@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import polars as pl
 
-from lsm_cli.data.description import Label
+from lsm_cli.data.parts import Label
 
 BAD_LABEL = 2  # what a label that is neither 0, 1 nor missing reads as
 

@@ -12,12 +12,12 @@ from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr, ValidationError, model_validator
+from pydantic import BeforeValidator, Field, PrivateAttr, ValidationError, model_validator
 
-from lsm_cli.data.wording import as_word, hint, plain
+from lsm_cli.data.parts import Files, Label, Mapping, Names, Part, Role, Time, named
+from lsm_cli.data.wording import hint, plain
 from lsm_cli.errors import InputError
 
-TICKS = {"s": 1, "ms": 1_000, "us": 1_000_000}
 SPLITS = ("train", "valid", "test")
 _WINDOW = {"s": 1, "m": 60, "h": 3_600, "d": 86_400, "w": 604_800}
 _RESERVED = {"user", "item", "time", "category", "scenario", "domain", "action", "offsets", "end", "value", "label"}
@@ -33,103 +33,6 @@ def seconds(window: str) -> int | None:
     return None if window == "all" else int(window[:-1]) * _WINDOW[window[-1]]
 
 
-def _listed(value: Any) -> Any:
-    return [value] if isinstance(value, str) else value
-
-
-def _named(value: Any) -> Any:
-    return {name: name for name in value} if isinstance(value, list) else value
-
-
-Names = Annotated[list[str], BeforeValidator(_listed)]
-Mapping = Annotated[dict[str, str], BeforeValidator(_named)]  # our name -> column; a list keeps the columns' names
-
-
-class Part(BaseModel):
-    """A table of the description: unknown keys are errors."""
-
-    model_config = ConfigDict(extra="forbid", str_min_length=1)
-
-
-class Role(Part):
-    """A value that is the same in every row (`"video"`) or read from a column (`{ column = "…" }`)."""
-
-    value: str | None = None
-    column: str | None = None
-
-    @model_validator(mode="before")
-    @classmethod
-    def _constant(cls, value: Any) -> Any:
-        if isinstance(value, dict):
-            return value
-        return {"value": str(value) if isinstance(value, int) else value}
-
-    @model_validator(mode="after")
-    def _one(self) -> Role:
-        if (self.value is None) == (self.column is None):
-            raise ValueError('give either a constant ("video") or { column = "…" }')
-        return self
-
-
-class Time(Part):
-    """When something happened: numbers with a unit, a datetime column, or text with a format."""
-
-    column: str
-    unit: Literal["s", "ms", "us"] | None = None
-    format: str | None = None
-    prefix: str | None = None  # put before the text, e.g. the year of a log that only has month and day
-
-    @model_validator(mode="before")
-    @classmethod
-    def _bare(cls, value: Any) -> Any:
-        return {"column": value} if isinstance(value, str) else value
-
-    @model_validator(mode="after")
-    def _either(self) -> Time:
-        if self.unit and self.format:
-            raise ValueError("unit is for numbers and format is for text: give one of them")
-        if self.prefix and not self.format:
-            raise ValueError('prefix needs a format, e.g. format = "%Y%m%d"')
-        if self.prefix and self.format and not re.search("%[YyFsD]", self.format):
-            self.format = "%Y" + self.format
-        return self
-
-
-class Label(Part):
-    """A target's outcome: a column of 0 and 1, or any column and the values that count as 1."""
-
-    column: str
-    positive: list[str] = []
-
-    @model_validator(mode="before")
-    @classmethod
-    def _bare(cls, value: Any) -> Any:
-        if isinstance(value, str):
-            return {"column": value}
-        if isinstance(value, dict) and "positive" in value:
-            wanted = value["positive"] if isinstance(value["positive"], list) else [value["positive"]]
-            return {**value, "positive": [as_word(entry) for entry in wanted]}
-        return value
-
-
-class Files(Part):
-    """Where rows are read from; a path may be a glob and is relative to the description (or to `root`)."""
-
-    path: Names
-    format: Literal["csv", "parquet", "ndjson"] | None = None
-    columns: list[str] | None = None  # names of a csv without a header line
-    separator: str = ","
-    where: dict[str, Any] = {}  # keep only rows with column = value, or one of several values
-
-    @model_validator(mode="after")
-    def _separator(self) -> Files:
-        if len(self.separator.encode()) != 1:
-            raise ValueError(f"separator {self.separator!r} must be a single byte")
-        if self.columns and len(set(self.columns)) < len(self.columns):
-            raise ValueError("columns names a column twice")
-        return self
-
-
 def _check_fields(fields: dict[str, str]) -> None:
     for name in fields:
         if name in _RESERVED or re.fullmatch(r"category\d+", name):
@@ -143,17 +46,19 @@ def _check_fields(fields: dict[str, str]) -> None:
 class Events(Files):
     """One behaviour log: a row (or, with layout "lists", a list element) is one event."""
 
-    path: Names = []
+    path: Names = Field(default_factory=list)
     user: str | None = None
     item: str
     time: Time
     domain: Role | None = None
     scenario: Role | None = None
     action: Role | None = None
-    actions: dict[str, str] = {}  # raw value -> name
-    actions_from: dict[str, str] = {}  # action -> flag column; the first flag that is set names the event's action
-    category: Names = []
-    fields: Mapping = {}
+    actions: dict[str, str] = Field(default_factory=dict)  # raw value -> name
+    actions_from: dict[str, str] = Field(
+        default_factory=dict
+    )  # action -> flag column; the first flag that is set names the event's action
+    category: Names = Field(default_factory=list)
+    fields: Mapping = Field(default_factory=dict)
 
     @model_validator(mode="after")
     def _consistent(self) -> Events:
@@ -169,8 +74,8 @@ class Items(Files):
     """Attributes of items, joined by `item` to events and samples that lack them."""
 
     item: str
-    category: Names = []
-    fields: Mapping = {}
+    category: Names = Field(default_factory=list)
+    fields: Mapping = Field(default_factory=dict)
 
     @model_validator(mode="after")
     def _useful(self) -> Items:
@@ -206,7 +111,7 @@ class Statistics(Part):
 class FromEvents(Part):
     """Samples made from events: each positive event is a request, with negatives drawn among items seen before it."""
 
-    positive: Names = []  # actions; every event when empty
+    positive: Names = Field(default_factory=list)  # actions; every event when empty
     negatives: int = Field(default=1, ge=1, le=1000)
     draw: Literal["popularity", "uniform"] = "popularity"
     seed: int = 0
@@ -215,20 +120,22 @@ class FromEvents(Part):
 class Samples(Files):
     """What is to be predicted: one row per impression, or per impression and target (`target`, `label`)."""
 
-    path: Names = []
+    path: Names = Field(default_factory=list)
     layout: Literal["logs", "lists"] = "logs"
     user: str | None = None
     item: str | None = None
     time: Time | None = None
     domain: Role | None = None
     scenario: Role | None = None
-    category: Names = []
-    fields: Mapping = {}
-    labels: Annotated[dict[str, Label], BeforeValidator(_named)] = {}
+    category: Names = Field(default_factory=list)
+    fields: Mapping = Field(default_factory=dict)
+    labels: Annotated[dict[str, Label], BeforeValidator(named)] = Field(default_factory=dict)
     target: str | None = None
     label: str | None = None
     value: str | None = None
-    truth: dict[str, str] = {}  # target -> column with the true probability, for generated worlds
+    truth: dict[str, str] = Field(
+        default_factory=dict
+    )  # target -> column with the true probability, for generated worlds
     statistics: Statistics | None = None
     from_events: FromEvents | None = None
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import polars as pl
 
-from lsm_cli.data.description import TICKS, Time
+from lsm_cli.data.parts import TICKS, Time
 from lsm_cli.errors import InputError
 
 _WIDTHS = {"Y": 4, "m": 2, "d": 2, "H": 2, "M": 2, "S": 2, "y": 2}
