@@ -68,7 +68,7 @@ def _block(source: Source, kinds: dict[str, str], resolution: int, problems: lis
         for role, value in source.constants.items()
     ]
     shown += [{"role": role, "column": None, "type": "from items", "raw": None, "read": None} for role in source.joined]
-    return {"key": table.key, "files": [str(file) for file in table.files], "columns": shown}
+    return {"key": table.key, "files": [str(file) for file in table.named], "columns": shown}
 
 
 def _columns(source: Source) -> dict[str, str]:

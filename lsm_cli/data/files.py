@@ -31,7 +31,13 @@ class Table:
     files: list[Path]
     schemas: list[dict[str, pl.DataType]]
 
+    origin: list[Path] = field(default_factory=list)  # the user's own files, where these were made from them
     numeric: list[set[str]] = field(default_factory=list)  # per csv file, columns that turned out to spell integers
+
+    @property
+    def named(self) -> list[Path]:
+        """Files as a user knows them."""
+        return self.origin or self.files
 
     def scan(self, position: int) -> pl.LazyFrame:
         """One file, lazily; only the rows that `where` keeps."""

@@ -44,7 +44,9 @@ def open_lists(
     for position, block in enumerate(description.events):
         files = _unfold(table, position, block, _user(description), scratch, memory, head)
         schemas = [dict(pl.read_parquet_schema(file)) for file in files]
-        unfolded = Table(f"events[{position}]", block.model_copy(update={"format": "parquet"}), files, schemas)
+        unfolded = Table(
+            f"events[{position}]", block.model_copy(update={"format": "parquet"}), files, schemas, table.files
+        )
         whole = block.model_copy(update={"user": _user(description)})
         events.append(event_source(description, unfolded, whole, problems))
     if problems:

@@ -77,7 +77,7 @@ def read_requests(
     check_years(source, int(time.max()), resolution)
     if description.split.column and not (split >= 0).any():
         raise InputError(
-            f"{source.table.files[0]}: column {description.split.column!r} never says train, valid or test"
+            f"{source.table.named[0]}: column {description.split.column!r} never says train, valid or test"
             f" (it has {source.example(description.split.column)}); rename its values or split by time"
         )
     requests = Requests(split, time, f"by column {description.split.column!r}", dropped)
@@ -135,7 +135,7 @@ def check_rows(source: Source, rows: int, dropped: dict[str, int]) -> None:
     Raises:
         InputError: names the file, the column, a value and what to do.
     """
-    names = ", ".join(str(file) for file in source.table.files[:3])
+    names = ", ".join(str(file) for file in source.table.named[:3])
     if not rows:
         raise InputError(
             f"{names}: has no rows{' that `where` keeps' if source.table.spec.where else ''};"
@@ -172,7 +172,7 @@ def check_years(source: Source, last: int, resolution: int) -> None:
     unit = source.time.unit or "s"
     likely = {"s": "ms", "ms": "us"}.get(unit)
     raise InputError(
-        f"{source.table.files[0]}: column {source.time.column!r} ({source.table.key}.time) reaches the year 2200"
+        f"{source.table.named[0]}: column {source.time.column!r} ({source.table.key}.time) reaches the year 2200"
         f" and beyond when read as {unit}, e.g. {source.example(source.time.column)}; "
         + (f'is it unit = "{likely}"?' if likely else "mend the values")
     )

@@ -169,3 +169,11 @@ def test_lists_of_different_lengths(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="lists 'h_item' and 'h_ts' differ in length in 1 rows"):
         build(tmp_path, raw)
     assert pl.read_parquet(tmp_path / "lists.parquet").height == 4 and not (tmp_path / "store").exists()
+
+
+def test_what_is_wrong_in_lists_names_the_users_file(tmp_path: Path) -> None:
+    rows = [row | {"h_ts": [-1 for _ in row["h_ts"]]} for row in listed([event(0, 1, 3)], anchors())]
+    write(tmp_path, "lists", rows)
+    raw = DESCRIPTION | {"events": [LISTED], "samples": SAMPLES | {"path": "lists.parquet", "layout": "lists"}}
+    with pytest.raises(InputError, match=r"/lists\.parquet: column 'h_ts' .* is negative in every row"):
+        build(tmp_path, raw)
