@@ -81,8 +81,8 @@ def _chart(series: Mapping[str, Sequence[tuple[float, float]]], points: Sequence
         for point in line:
             across, down = place(*point)
             drawn.append(f'<circle cx="{across}" cy="{down}" r="3" fill="{colour}"/>')
-        drawn.append(
-            f'<text x="{WIDTH - RIGHT}" y="{TOP + 14 * (number + 1)}" text-anchor="end" '
-            f'style="fill:{colour}">{escape(name)}</text>'
-        )
+        if len(series) > 1:
+            down = TOP + 14 * (number + 1)
+            style = f'text-anchor="end" style="fill:{colour}"'
+            drawn.append(f'<text x="{WIDTH - RIGHT}" y="{down}" {style}>{escape(name)}</text>')
     return "".join(drawn) + "</svg>"
