@@ -115,7 +115,8 @@ def encode_events(encoded: Encoded, requests: Requests, collector: Collector | N
         dtypes["category"] = tree.dtype
     width = 3 * 8 + 2 * sum(dtype.itemsize for dtype in dtypes.values())  # sorting: the key, and two copies of each
     bounds = bucket_bounds(encoded.users.counts, plan.memory // 8 // width)
-    spill = Spill(work.scratch("events"), dtypes, bounds, plan.memory // 4)
+    size = int(encoded.users.counts.sum()) * sum(dtype.itemsize for dtype in dtypes.values())
+    spill = Spill(work.scratch("events"), dtypes, bounds, on_disk=size > plan.memory // 8)
     cut = requests.last_training
     for source in plan.events:
         domain = plan.domain_of(source)

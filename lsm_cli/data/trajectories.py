@@ -42,17 +42,16 @@ def bucket_bounds(events: np.ndarray, rows: int) -> np.ndarray:
 
 @dataclass
 class Spill:
-    """Columns of all events, each batch ordered by bucket; on disk as soon as they take more memory than they may.
+    """Columns of all events, each batch ordered by bucket; in memory where they are few, else on disk.
 
     Attributes:
         bounds: users, see `bucket_bounds`.
-        memory: bytes that may stay off the disk.
     """
 
     folder: Path
     dtypes: dict[str, np.dtype]
     bounds: np.ndarray
-    memory: int
+    on_disk: bool
     rows: int = 0
 
     def __post_init__(self) -> None:
@@ -60,8 +59,10 @@ class Spill:
         self._bucket = buckets.astype(np.uint16 if len(self.bounds) < 1 << 16 else np.int32)  # 16 bits: a radix sort
         self._starts: list[np.ndarray] = []  # per batch, int64 [buckets + 1], rows of the batch
         self._first: list[int] = []  # per batch, its first row
-        self._held: dict[str, list[np.ndarray]] | None = {name: [] for name in self.dtypes}
+        self._held: dict[str, list[np.ndarray]] = {name: [] for name in self.dtypes}
         self._files: dict[str, IO[bytes]] = {}
+        if self.on_disk:
+            self._files = {name: (self.folder / name).open("w+b") for name in self.dtypes}
 
     def add(self, columns: dict[str, np.ndarray]) -> None:
         """Append a batch; `columns` has "user" and every other column, [rows] each."""
@@ -74,24 +75,16 @@ class Spill:
         self.rows += len(bucket)
         for name, dtype in self.dtypes.items():
             values = columns[name].astype(dtype, copy=False)
-            self._append(name, np.ascontiguousarray(values if order is None else values[order]))
-        if self._held is not None and self.rows * sum(dtype.itemsize for dtype in self.dtypes.values()) > self.memory:
-            held, self._held = self._held, None
-            self._files = {name: (self.folder / name).open("w+b") for name in self.dtypes}
-            for name, parts in held.items():
-                for part in parts:
-                    self._append(name, part)
-
-    def _append(self, name: str, values: np.ndarray) -> None:
-        if self._held is not None:
-            self._held[name].append(values)
-        else:
-            self._files[name].write(as_bytes(values))
+            values = np.ascontiguousarray(values if order is None else values[order])
+            if self.on_disk:
+                self._files[name].write(as_bytes(values))
+            else:
+                self._held[name].append(values)
 
     def read(self, bucket: int) -> dict[str, np.ndarray]:
         """All rows of a bucket in the order in which they came."""
         spans = [(n, int(s[bucket]), int(s[bucket + 1])) for n, s in enumerate(self._starts)]
-        if self._held is not None:
+        if not self.on_disk:
             return {name: np.concatenate([parts[n][a:b] for n, a, b in spans]) for name, parts in self._held.items()}
         found, size = {}, sum(stop - start for _, start, stop in spans)
         for name, file in self._files.items():
@@ -105,7 +98,7 @@ class Spill:
         return found
 
     def close(self) -> None:
-        self._held = None
+        self._held.clear()
         for file in self._files.values():
             file.close()
 
