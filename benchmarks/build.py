@@ -140,11 +140,13 @@ def run_duckdb(logs: Path, out: Path, memory: str) -> int:
     db.execute(f"CREATE VIEW im AS SELECT * FROM read_parquet('{logs}/impressions-*.parquet')")
     for name in ("user", "item", "scenario"):
         db.execute(
-            f'CREATE TABLE v_{name} AS SELECT "{name}" AS value, (row_number() OVER (ORDER BY count(*) DESC, "{name}") + 1)::INT AS id '
+            f'CREATE TABLE v_{name} AS SELECT "{name}" AS value, '
+            f'(row_number() OVER (ORDER BY count(*) DESC, "{name}") + 1)::INT AS id '
             f'FROM (SELECT "{name}" FROM ev UNION ALL SELECT "{name}" FROM im) GROUP BY 1'
         )
     db.execute(
-        "CREATE TABLE v_action AS SELECT action AS value, (row_number() OVER (ORDER BY action) + 1)::TINYINT AS id FROM ev GROUP BY 1"
+        "CREATE TABLE v_action AS SELECT action AS value, (row_number() OVER (ORDER BY action) + 1)::TINYINT AS id "
+        "FROM ev GROUP BY 1"
     )
     db.execute(
         "CREATE TABLE v_cat AS SELECT c1, c2, c3, (row_number() OVER (ORDER BY c1, c2, c3) + 1)::SMALLINT AS id "
@@ -153,27 +155,29 @@ def run_duckdb(logs: Path, out: Path, memory: str) -> int:
     base = db.execute("SELECT min(ts) FROM ev").fetchall()[0][0]
     db.execute(
         f"CREATE TABLE events AS SELECT u.id AS usr, (ts - {base})::INT AS time, i.id AS item, c.id AS category, "
-        "s.id::TINYINT AS scenario, a.id AS action FROM ev JOIN v_user u ON ev.user = u.value JOIN v_item i ON ev.item = i.value "
+        "s.id::TINYINT AS scenario, a.id AS action "
+        "FROM ev JOIN v_user u ON ev.user = u.value JOIN v_item i ON ev.item = i.value "
         "JOIN v_scenario s ON ev.scenario = s.value JOIN v_action a ON ev.action = a.value "
         "JOIN v_cat c ON ev.c1 = c.c1 AND ev.c2 = c.c2 AND ev.c3 = c.c3 ORDER BY usr, time"
     )
-    db.execute(
-        f"COPY (SELECT time, item, category, scenario, action FROM events) TO '{out}/events.parquet' (COMPRESSION uncompressed)"
-    )
+    plain = "(COMPRESSION uncompressed)"
+    db.execute(f"COPY (SELECT time, item, category, scenario, action FROM events) TO '{out}/events.parquet' {plain}")
     db.execute("CREATE TABLE ranked AS SELECT usr, time, rowid AS place FROM events")
     db.execute("CREATE TABLE offsets AS SELECT usr, min(place) AS first FROM ranked GROUP BY usr ORDER BY usr")
-    db.execute(f"COPY offsets TO '{out}/offsets.parquet' (COMPRESSION uncompressed)")
+    db.execute(f"COPY offsets TO '{out}/offsets.parquet' {plain}")
     db.execute("CREATE TABLE last AS SELECT usr, time, max(place) + 1 AS after FROM ranked GROUP BY usr, time")
     db.execute(
         f"CREATE TABLE samples AS SELECT u.id AS usr, (ts - {base})::INT AS time, i.id AS item, c.id AS category, "
-        "s.id::TINYINT AS scenario, label FROM im JOIN v_user u ON im.user = u.value JOIN v_item i ON im.item = i.value "
+        "s.id::TINYINT AS scenario, label "
+        "FROM im JOIN v_user u ON im.user = u.value JOIN v_item i ON im.item = i.value "
         "JOIN v_scenario s ON im.scenario = s.value JOIN v_cat c ON im.c1 = c.c1 AND im.c2 = c.c2 AND im.c3 = c.c3"
     )
     db.execute(
-        "CREATE TABLE pointed AS SELECT s.*, coalesce(l.after, o.first, 0) AS stop, coalesce(o.first, 0) AS start FROM samples s "
-        "ASOF LEFT JOIN last l ON s.usr = l.usr AND s.time > l.time LEFT JOIN offsets o ON s.usr = o.usr"
+        "CREATE TABLE pointed AS SELECT s.*, coalesce(l.after, o.first, 0) AS stop, coalesce(o.first, 0) AS start "
+        "FROM samples s ASOF LEFT JOIN last l ON s.usr = l.usr AND s.time > l.time "
+        "LEFT JOIN offsets o ON s.usr = o.usr"
     )
-    db.execute(f"COPY pointed TO '{out}/samples.parquet' (COMPRESSION uncompressed)")
+    db.execute(f"COPY pointed TO '{out}/samples.parquet' {plain}")
     return int(db.execute("SELECT sum(stop - start) FROM pointed").fetchall()[0][0])
 
 
