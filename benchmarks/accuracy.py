@@ -25,13 +25,15 @@ LSM = [sys.executable, "-m", "lsm_cli.main"]
 KEYS = ("auc", "gauc", "logloss", "calibration")
 
 
-def run(store: Path, recipe: str, length: int, seed: int, threads: int, shuffled: bool) -> dict[str, Any]:
+def run(
+    store: Path, recipe: str, length: int, seed: int, threads: int, shuffled: bool, common: list[str]
+) -> dict[str, Any]:
     """Train one recipe and test it; metrics of the first target."""
     with tempfile.TemporaryDirectory() as folder:
         out = f"{folder}/run"
         name, *overrides = recipe.split()
         train = ["train", "-r", name, "--data", store, "--out", out, "--seed", seed, "--json", "-q"]
-        train += [f"model.max_len={length}", f"train.threads={threads}", *overrides]
+        train += [f"model.max_len={length}", f"train.threads={threads}", *common, *overrides]
         value = call(train)
         test = next(iter(value["test"].values()))
         found = {key: test[key] for key in KEYS}
@@ -85,6 +87,7 @@ def main() -> None:
     parser.add_argument("--lengths", nargs="+", type=int, default=[50, 200])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1])
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="overrides for every recipe")
     parser.add_argument("--no-control", action="store_true")
     parser.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args()
@@ -110,7 +113,13 @@ def main() -> None:
             for seed in arguments.seeds:
                 if str(seed) not in entry["seeds"]:
                     entry["seeds"][str(seed)] = run(
-                        arguments.data, recipe, at, seed, arguments.threads, seed == arguments.seeds[0] and at > 0
+                        arguments.data,
+                        recipe,
+                        at,
+                        seed,
+                        arguments.threads,
+                        seed == arguments.seeds[0] and at > 0,
+                        arguments.set,
                     )
                     save()
                     print(recipe, at, seed, entry["seeds"][str(seed)], file=sys.stderr, flush=True)

@@ -54,7 +54,7 @@ class ModelOptions(Options):
         [1.0, 7.0, 30.0], description="half-lives of the time-decayed match counts; days", min_length=0, max_length=16
     )
     windows: list[int] = Field([10, 50], description="extra match counts over the last n behaviours", max_length=16)
-    init_std: float = Field(0.1, gt=0, le=10, description="standard deviation of a fresh embedding row")
+    init_std: float = Field(0.3, gt=0, le=10, description="standard deviation of a fresh embedding row")
     candidate: bool = Field(True, description="the candidate's own embeddings enter the head")
     bins: int = Field(16, ge=0, le=256, description="quantile bins in the encoding of each number; 0 = logarithm only")
     project: int = Field(128, ge=1, le=4096, description="width to which the head's input is projected before crossing")
@@ -68,9 +68,9 @@ class ModelOptions(Options):
 class TrainOptions(Options):
     """The training loop."""
 
-    epochs: int = Field(1, ge=1, le=1000, description="passes over the data; sparse ids overfit after the first")
-    batch_size: int = Field(1024, ge=1, le=1 << 20, description="samples per step")
-    lr: float = Field(1e-3, gt=0, le=10, description="peak learning rate of the dense parameters (AdamW)")
+    epochs: int = Field(3, ge=1, le=1000, description="passes over the data; see fresh_tables")
+    batch_size: int = Field(512, ge=1, le=1 << 20, description="samples per step")
+    lr: float = Field(2e-3, gt=0, le=10, description="peak learning rate of the dense parameters (AdamW)")
     table_lr: float = Field(0.05, gt=0, le=10, description="peak learning rate of the embedding rows")
     table_optimizer: Literal["adagrad", "adam"] = Field(
         "adagrad", description="row-wise Adagrad, or Adam that moves only the rows of the step"
@@ -82,13 +82,13 @@ class TrainOptions(Options):
     )
     weight_decay: float = Field(1e-5, ge=0, le=1, description="decoupled weight decay of the dense parameters")
     warmup: float = Field(0.05, ge=0, le=1, description="share of the steps with rising learning rate")
-    decay: Literal["none", "linear", "cosine"] = Field("linear", description="learning rate after the warm-up")
-    final_lr: float = Field(0.05, ge=0, le=1, description="learning rate at the end, as a share of the peak")
+    decay: Literal["none", "linear", "cosine"] = Field("cosine", description="learning rate after the warm-up")
+    final_lr: float = Field(0.0, ge=0, le=1, description="learning rate at the end, as a share of the peak")
     clip: float = Field(5.0, ge=0, description="largest norm of all gradients together; 0 = off")
     unknown: float = Field(
         0.01, ge=0, lt=1, description="share of ids shown as unknown while training, so that the unknown row learns"
     )
-    ema: float = Field(0.0, ge=0, lt=1, description="decay of the averaged dense weights used in evaluation; 0 = off")
+    ema: float = Field(0.999, ge=0, lt=1, description="decay of the averaged dense weights used in evaluation; 0 = off")
     metric: Literal["gauc", "auc", "logloss"] = Field("gauc", description="validation metric that picks the weights")
     evaluations: int = Field(2, ge=1, le=1000, description="validations per epoch")
     patience: int = Field(0, ge=0, description="validations without a better metric before stopping; 0 = never stop")

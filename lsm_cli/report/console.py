@@ -54,7 +54,7 @@ class Console:
         self._err.print(f"error: {text}", markup=False, style="red")
 
     def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], note: str | None = None) -> None:
-        """A result table on stdout: first column text, the others right-aligned; None is shown as a dash."""
+        """A result table on stdout: numbers right-aligned, text left-aligned, None shown as a dash."""
         if self.json:
             return
         from rich import box
@@ -63,7 +63,9 @@ class Console:
 
         table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, title_style="bold", pad_edge=False)
         for position, column in enumerate(columns):
-            table.add_column(column, justify="left" if position == 0 else "right", overflow="fold")
+            cells = [str(row[position]) for row in rows if row[position] not in (None, "")]
+            numbers = position > 0 and all(cell[0] in "+-.0123456789" for cell in cells)
+            table.add_column(column, justify="right" if numbers else "left", overflow="fold")
         for row in rows:
             table.add_row(*(Text("–" if cell is None else str(cell)) for cell in row))
         self._out.print(table)
