@@ -107,22 +107,17 @@ def main() -> None:
             done = subprocess.run([sys.executable, script, *command], capture_output=True, text=True, check=True)
             results[f"LightGBM control@{length}"] = json.loads(done.stdout)
             save()
-        for recipe in arguments.recipes:
-            at = 0 if recipe == "dnn" else length  # no history, no length
-            entry = results.setdefault(f"{recipe}@{at}", {"seeds": {}})
-            for seed in arguments.seeds:
-                if str(seed) not in entry["seeds"]:
-                    entry["seeds"][str(seed)] = run(
-                        arguments.data,
-                        recipe,
-                        at,
-                        seed,
-                        arguments.threads,
-                        seed == arguments.seeds[0] and at > 0,
-                        arguments.set,
-                    )
-                    save()
-                    print(recipe, at, seed, entry["seeds"][str(seed)], file=sys.stderr, flush=True)
+    jobs = [(s, n, r) for s in arguments.seeds for n in arguments.lengths for r in arguments.recipes]
+    for seed, length, recipe in jobs:
+        at = 0 if recipe.split()[0] == "dnn" else length  # no history, no length
+        entry = results.setdefault(f"{recipe}@{at}", {"seeds": {}})
+        if str(seed) not in entry["seeds"]:
+            shuffled = seed == arguments.seeds[0] and at > 0
+            entry["seeds"][str(seed)] = run(
+                arguments.data, recipe, at, seed, arguments.threads, shuffled, arguments.set
+            )
+            save()
+            print(recipe, at, seed, entry["seeds"][str(seed)], file=sys.stderr, flush=True)
     print(table(results))
 
 
