@@ -62,9 +62,9 @@ def show(console: Console, title: str, targets: dict[str, Any], shuffled: dict[s
     for target, entry in targets.items():
         rows.append([target, *_cells(entry)])
         if "truth" in entry:
-            rows.append(["  the world's own probabilities", *_cells(entry["truth"])])
+            rows.append(["  the truth", *_cells(entry["truth"])])
         if shuffled:
-            rows.append(["  with shuffled histories", *_cells(shuffled[target])])
+            rows.append(["  shuffled histories", *_cells(shuffled[target])])
     console.table(title, ["target", "AUC", "GAUC", "log loss", "calibration", "samples", "positives"], rows)
     if shuffled:
         for target, entry in targets.items():
@@ -114,7 +114,7 @@ def write_report(
     for target, entry in targets.items():
         rows.append([target, *_cells(entry)])
         if "truth" in entry:
-            rows.append(["the world's own probabilities", *_cells(entry["truth"])])
+            rows.append(["the truth (the probabilities that drew the labels)", *_cells(entry["truth"])])
     page.table(f"Result on the {split} samples", columns, rows)
     page.paragraph(
         f"{count(result['samples_per_second'])} training samples/s · {count(result['parameters'])} parameters · "
