@@ -26,7 +26,7 @@ _UNITS = {
     "gi": 2**30,
     "ti": 2**40,
 }
-_LEAST = 128 << 20
+_LEAST = 640 << 20  # what reading large parquet row groups takes, whatever is left for sorting
 
 
 def build_sequences(
