@@ -7,8 +7,8 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from lsm_cli.data.build import build_store
-from lsm_cli.data.check import check_logs
+from lsm_cli.data.building.check import check_logs
+from lsm_cli.data.building.pipeline import build_store
 from lsm_cli.data.description import Description, load_description
 from lsm_cli.data.wording import hint
 from lsm_cli.errors import InputError

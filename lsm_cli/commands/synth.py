@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from lsm_cli.data.synth import Drawn, draw_world
-from lsm_cli.data.synth_files import check_free, write_world
-from lsm_cli.data.worlds import DAY, find_world
+from lsm_cli.data.synth.files import check_free, write_world
+from lsm_cli.data.synth.world import Drawn, draw_world
+from lsm_cli.data.synth.worlds import DAY, find_world
 from lsm_cli.engine.metrics import auc, gauc
 from lsm_cli.errors import InputError
 from lsm_cli.report.console import Console, count, size

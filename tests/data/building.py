@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from lsm_cli.data.build import build_store
+from lsm_cli.data.building.pipeline import build_store
 from lsm_cli.data.description import parse_description
 from lsm_cli.data.store import Store
 

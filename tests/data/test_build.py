@@ -12,7 +12,7 @@ import pytest
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
-from lsm_cli.data import encoding, plan
+from lsm_cli.data.building import encoding, plan
 from lsm_cli.data.store import Store
 from lsm_cli.errors import InputError
 from tests.data.building import (
@@ -126,7 +126,7 @@ def test_memory_does_not_show(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     bounds = encoding.bucket_bounds
     monkeypatch.setattr(encoding, "bucket_bounds", lambda counts, rows: bounds(counts, 300))
     monkeypatch.setattr(plan, "LEAST_ROWS", 128)
-    monkeypatch.setattr("lsm_cli.data.statistics.LEAST_ROWS", 256)
+    monkeypatch.setattr("lsm_cli.data.building.statistics.LEAST_ROWS", 256)
     assert whole == data_bytes(build_rows(tmp_path, events, anchors(), memory=1 << 10, out="parts"))
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from lsm_cli.data.statistics import Clock, EventColumn, popularity
+from lsm_cli.data.building.statistics import Clock, EventColumn, popularity
 from tests.data.building import DESCRIPTION, EVENTS, Row, anchors, build, data_bytes, event, sample, vocabulary, write
 
 KINDS: dict[str, list[Any]] = {

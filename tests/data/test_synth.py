@@ -15,12 +15,12 @@ import pytest
 from sklearn.metrics import roc_auc_score
 
 from lsm_cli.commands.synth import score, synth
-from lsm_cli.data import synth_files
-from lsm_cli.data.build import build_store
+from lsm_cli.data.building.pipeline import build_store
 from lsm_cli.data.description import load_description
 from lsm_cli.data.store import Store
-from lsm_cli.data.synth import Drawn, draw_world
-from lsm_cli.data.worlds import DAY, WORLDS
+from lsm_cli.data.synth import files as synth_files
+from lsm_cli.data.synth.world import Drawn, draw_world
+from lsm_cli.data.synth.worlds import DAY, WORLDS
 from lsm_cli.errors import InputError, LsmError
 from lsm_cli.report.console import Console
 

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lsm_cli.data.building.taxonomy import PathEncoder, Tree, meeting, read_alignment
 from lsm_cli.data.description import Taxonomy
-from lsm_cli.data.taxonomy import PathEncoder, Tree, meeting, read_alignment
 from lsm_cli.errors import InputError
 from tests.data.building import DESCRIPTION, EVENTS, SAMPLES, anchors, build, event, write
 

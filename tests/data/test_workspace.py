@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from lsm_cli.data import workspace
+from lsm_cli.data.building import workspace
+from lsm_cli.data.building.workspace import open_workspace
 from lsm_cli.data.store import Store
-from lsm_cli.data.workspace import open_workspace
 from lsm_cli.errors import InputError, LsmError
 from tests.data.building import anchors, build_rows, data_bytes, event, write
 

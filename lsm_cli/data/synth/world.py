@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from lsm_cli.data.worlds import DAY, Target, World
+from lsm_cli.data.synth.worlds import DAY, Target, World
 
 DOMAINS = ("ad", "video", "article")
 ACTIONS = ("view", "click", "like", "share", "order")

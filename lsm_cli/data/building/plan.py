@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
+from lsm_cli.data.building.scan import Source, is_level, settle_kinds
 from lsm_cli.data.description import Description
-from lsm_cli.data.scan import Source, is_level, settle_kinds
 
 LEAST_ROWS = 1 << 15  # of a batch: below, overheads rule
 _PLAIN = ("item", "scenario", "domain", "action")  # fields of our own, before the description's

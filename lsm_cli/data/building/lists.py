@@ -10,9 +10,9 @@ from pathlib import Path
 
 import polars as pl
 
+from lsm_cli.data.building.files import Table, check_column, open_table, unreadable
+from lsm_cli.data.building.scan import Source, event_source, sample_source
 from lsm_cli.data.description import Description, Events
-from lsm_cli.data.files import Table, check_column, open_table, unreadable
-from lsm_cli.data.scan import Source, event_source, sample_source
 from lsm_cli.errors import InputError
 
 _BYTES = 64  # of one list element and column while unfolding

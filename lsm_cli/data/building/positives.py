@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import numpy as np
 import polars as pl
 
-from lsm_cli.data.plan import Plan
-from lsm_cli.data.requests import Requests, check_splits, split_by_time
-from lsm_cli.data.scan import Source, usable
+from lsm_cli.data.building.plan import Plan
+from lsm_cli.data.building.requests import Requests, check_splits, split_by_time
+from lsm_cli.data.building.scan import Source, usable
 from lsm_cli.data.wording import hint
 from lsm_cli.errors import InputError
 

@@ -15,7 +15,7 @@ from typing import IO
 
 import numpy as np
 
-from lsm_cli.data.workspace import ColumnFile, as_bytes
+from lsm_cli.data.building.workspace import ColumnFile, as_bytes
 
 _MAX_ROWS = 1 << 20  # three fields of 21 bits (user, time, position) fit one 63-bit sorting key
 

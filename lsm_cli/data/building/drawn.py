@@ -11,13 +11,13 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from lsm_cli.data.building.encoding import Encoded
+from lsm_cli.data.building.positives import Positives
+from lsm_cli.data.building.requests import Requests
+from lsm_cli.data.building.samples import Sampled, SampleWriter, check_classes, tally_labels
+from lsm_cli.data.building.vocabulary import Vocabulary
+from lsm_cli.data.building.workspace import Workspace
 from lsm_cli.data.description import SPLITS, FromEvents
-from lsm_cli.data.encoding import Encoded
-from lsm_cli.data.positives import Positives
-from lsm_cli.data.requests import Requests
-from lsm_cli.data.samples import Sampled, SampleWriter, check_classes, tally_labels
-from lsm_cli.data.vocabulary import Vocabulary
-from lsm_cli.data.workspace import Workspace
 from lsm_cli.errors import InputError
 
 _REMEMBERED = 1 << 22  # events that popularity is drawn from; every n-th of more

@@ -13,9 +13,9 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
+from lsm_cli.data.building.vocabulary import Counter, Vocabulary, narrowest
 from lsm_cli.data.description import Taxonomy as Options
 from lsm_cli.data.store import MISSING, PAD
-from lsm_cli.data.vocabulary import Counter, Vocabulary, narrowest
 from lsm_cli.data.wording import hint
 from lsm_cli.errors import InputError
 

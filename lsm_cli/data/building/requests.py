@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 import numpy as np
 import polars as pl
 
+from lsm_cli.data.building.moments import iso, moment_ticks
+from lsm_cli.data.building.scan import Source, add_counts, usable
 from lsm_cli.data.description import SPLITS, Description, Split, is_share
-from lsm_cli.data.moments import iso, moment_ticks
-from lsm_cli.data.scan import Source, add_counts, usable
 from lsm_cli.errors import InputError
 
 DROPPED = -1

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import polars as pl
 
-from lsm_cli.data.cells import as_text, spells_integer
+from lsm_cli.data.building.cells import as_text, spells_integer
 from lsm_cli.data.description import Description
 from lsm_cli.data.parts import Files
 from lsm_cli.data.wording import as_word, hint

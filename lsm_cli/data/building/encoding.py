@@ -8,19 +8,19 @@ from typing import TYPE_CHECKING
 import numpy as np
 import polars as pl
 
-from lsm_cli.data.plan import Plan
-from lsm_cli.data.requests import Requests
-from lsm_cli.data.scan import Source, usable
+from lsm_cli.data.building.plan import Plan
+from lsm_cli.data.building.requests import Requests
+from lsm_cli.data.building.scan import Source, usable
+from lsm_cli.data.building.taxonomy import PathEncoder, Tree, read_alignment
+from lsm_cli.data.building.trajectories import Spill, bucket_bounds
+from lsm_cli.data.building.vocabulary import Vocabulary
+from lsm_cli.data.building.workspace import Workspace
 from lsm_cli.data.store import MISSING
-from lsm_cli.data.taxonomy import PathEncoder, Tree, read_alignment
-from lsm_cli.data.trajectories import Spill, bucket_bounds
-from lsm_cli.data.vocabulary import Vocabulary
-from lsm_cli.data.workspace import Workspace
 from lsm_cli.errors import InputError
 
 if TYPE_CHECKING:
-    from lsm_cli.data.counting import Counted
-    from lsm_cli.data.drawn import Collector
+    from lsm_cli.data.building.counting import Counted
+    from lsm_cli.data.building.drawn import Collector
 
 
 @dataclass

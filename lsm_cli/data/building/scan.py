@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from lsm_cli.data.cells import as_label, as_number, as_text
+from lsm_cli.data.building.cells import as_label, as_number, as_text
+from lsm_cli.data.building.files import Table, check_column, open_table, unreadable
+from lsm_cli.data.building.moments import parse_time, time_resolution
 from lsm_cli.data.description import Description, Events, Items, Samples
-from lsm_cli.data.files import Table, check_column, open_table, unreadable
-from lsm_cli.data.moments import parse_time, time_resolution
 from lsm_cli.data.parts import Label, Role
 from lsm_cli.errors import InputError
 

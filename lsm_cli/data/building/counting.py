@@ -7,12 +7,12 @@ from dataclasses import dataclass
 import numpy as np
 import polars as pl
 
-from lsm_cli.data.drawn import Positives
-from lsm_cli.data.plan import Plan
-from lsm_cli.data.requests import Requests, check_rows, check_years
-from lsm_cli.data.scan import Source, add_counts, usable
-from lsm_cli.data.taxonomy import Paths
-from lsm_cli.data.vocabulary import Counter, merge_tables
+from lsm_cli.data.building.plan import Plan
+from lsm_cli.data.building.positives import Positives
+from lsm_cli.data.building.requests import Requests, check_rows, check_years
+from lsm_cli.data.building.scan import Source, add_counts, usable
+from lsm_cli.data.building.taxonomy import Paths
+from lsm_cli.data.building.vocabulary import Counter, merge_tables
 from lsm_cli.errors import InputError
 
 

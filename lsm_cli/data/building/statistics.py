@@ -12,10 +12,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from lsm_cli.data.building.encoding import Encoded
+from lsm_cli.data.building.samples import Sampled
+from lsm_cli.data.building.workspace import Workspace
 from lsm_cli.data.description import SPLITS, seconds
-from lsm_cli.data.encoding import Encoded
-from lsm_cli.data.samples import Sampled
-from lsm_cli.data.workspace import Workspace
 
 LEAST_ROWS = 1 << 16  # events in memory at once
 _CHUNK = 1 << 21

@@ -6,16 +6,16 @@ from typing import Any
 
 import numpy as np
 
-from lsm_cli.data.counting import Counted
+from lsm_cli.data.building.counting import Counted
+from lsm_cli.data.building.encoding import Encoded
+from lsm_cli.data.building.moments import iso
+from lsm_cli.data.building.requests import Requests
+from lsm_cli.data.building.samples import Sampled
+from lsm_cli.data.building.taxonomy import meeting
+from lsm_cli.data.building.vocabulary import write_vocabulary
+from lsm_cli.data.building.workspace import Workspace
 from lsm_cli.data.description import SPLITS
-from lsm_cli.data.encoding import Encoded
-from lsm_cli.data.moments import iso
-from lsm_cli.data.requests import Requests
-from lsm_cli.data.samples import Sampled
 from lsm_cli.data.store import FORMAT
-from lsm_cli.data.taxonomy import meeting
-from lsm_cli.data.vocabulary import write_vocabulary
-from lsm_cli.data.workspace import Workspace
 
 NAMED = ("domain", "scenario", "action")
 MOST_NAMES = 1000

@@ -26,8 +26,8 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from lsm_cli.data.synth import ACTIONS, DOMAINS, NONE, Drawn, Events, Requests, ancestor
-from lsm_cli.data.worlds import World
+from lsm_cli.data.synth.world import ACTIONS, DOMAINS, NONE, Drawn, Events, Requests, ancestor
+from lsm_cli.data.synth.worlds import World
 from lsm_cli.errors import InputError, LsmError
 
 INDUSTRIES = ("games", "beauty", "travel", "finance", "food", "sports", "autos", "home", "fashion", "education")

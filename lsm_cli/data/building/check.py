@@ -8,12 +8,12 @@ from typing import Any
 
 import polars as pl
 
-from lsm_cli.data.cells import BAD_LABEL
+from lsm_cli.data.building.cells import BAD_LABEL
+from lsm_cli.data.building.files import Table, unreadable
+from lsm_cli.data.building.lists import open_lists
+from lsm_cli.data.building.moments import iso
+from lsm_cli.data.building.scan import Source, open_sources, settle_kinds
 from lsm_cli.data.description import Description
-from lsm_cli.data.files import Table, unreadable
-from lsm_cli.data.lists import open_lists
-from lsm_cli.data.moments import iso
-from lsm_cli.data.scan import Source, open_sources, settle_kinds
 
 _HEAD = 1_000
 _SHOWN = 3

@@ -16,20 +16,20 @@ from typing import Any
 import numpy as np
 
 from lsm_cli import __version__
-from lsm_cli.data.counting import Counted, count
+from lsm_cli.data.building.counting import Counted, count
+from lsm_cli.data.building.drawn import Collector, draw_samples
+from lsm_cli.data.building.encoding import Encoded, encode_events, number
+from lsm_cli.data.building.lists import open_lists
+from lsm_cli.data.building.manifest import describe_store
+from lsm_cli.data.building.plan import Plan, Progress, Unwatched
+from lsm_cli.data.building.positives import Positives, read_positives
+from lsm_cli.data.building.requests import read_requests
+from lsm_cli.data.building.samples import Sampled, encode_samples
+from lsm_cli.data.building.scan import open_sources
+from lsm_cli.data.building.statistics import write_statistics
+from lsm_cli.data.building.trajectories import Spill, write_trajectories
+from lsm_cli.data.building.workspace import Workspace, open_workspace
 from lsm_cli.data.description import SPLITS, Description
-from lsm_cli.data.drawn import Collector, draw_samples
-from lsm_cli.data.encoding import Encoded, encode_events, number
-from lsm_cli.data.lists import open_lists
-from lsm_cli.data.manifest import describe_store
-from lsm_cli.data.plan import Plan, Progress, Unwatched
-from lsm_cli.data.positives import Positives, read_positives
-from lsm_cli.data.requests import read_requests
-from lsm_cli.data.samples import Sampled, encode_samples
-from lsm_cli.data.scan import open_sources
-from lsm_cli.data.statistics import write_statistics
-from lsm_cli.data.trajectories import Spill, write_trajectories
-from lsm_cli.data.workspace import Workspace, open_workspace
 
 
 def build_store(

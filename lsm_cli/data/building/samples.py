@@ -7,13 +7,13 @@ from dataclasses import dataclass, field
 import numpy as np
 import polars as pl
 
-from lsm_cli.data.cells import BAD_LABEL, as_label, as_text
+from lsm_cli.data.building.cells import BAD_LABEL, as_label, as_text
+from lsm_cli.data.building.encoding import Encoded
+from lsm_cli.data.building.requests import Requests
+from lsm_cli.data.building.scan import Source, is_level
+from lsm_cli.data.building.workspace import ColumnFile, Workspace
 from lsm_cli.data.description import SPLITS
-from lsm_cli.data.encoding import Encoded
 from lsm_cli.data.parts import Label
-from lsm_cli.data.requests import Requests
-from lsm_cli.data.scan import Source, is_level
-from lsm_cli.data.workspace import ColumnFile, Workspace
 from lsm_cli.errors import InputError
 
 UNOBSERVED = -1
