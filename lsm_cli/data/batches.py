@@ -12,6 +12,7 @@ from torch import Tensor
 from lsm_cli.data.store import Field, Store
 
 SECONDS_PER_DAY = 86_400
+SLICE = 384  # mean length from which slices are faster than indices
 
 
 @dataclass
@@ -20,10 +21,10 @@ class Batch:
 
     Attributes:
         offsets: int64 [B + 1]; sample b owns behaviours offsets[b]:offsets[b + 1], oldest first.
-        history: field -> int64 [N].
+        history: field -> int32 [N].
         age: float32 [N], seconds from behaviour to request, > 0.
-        rank: int64 [N], 1 = the most recent behaviour of its sample.
-        target: field -> int64 [B].
+        rank: int32 [N], 1 = the most recent behaviour of its sample.
+        target: field -> int32 [B].
         calendar: int64 [B, 2], hour of day and day of week (Monday = 0) of the request, UTC.
         statistics: float32 [B, S], point-in-time statistics; -1 = not known.
         labels: float32 [B, targets], NaN where the target was not observed.
@@ -90,15 +91,15 @@ class Assembler:
         self.user, self.end, self.time = (samples.column(name) for name in ("user", "end", "time"))
         in_history = [field for field in fields if field.in_history]
         in_sample = [field for field in fields if field.in_sample]
-        self.event_columns = {field.name: store.column(field.name) for field in in_history if not field.level}
-        self.event_levels = {
-            field.name: store.ancestors[:, field.level - 1].copy() for field in in_history if field.level
+        self.event_columns = {
+            field.name: np.asarray(store.column(field.name)) for field in in_history if not field.level
         }
-        self.event_category = store.column("category") if self.event_levels else None
+        self.event_levels = {field.name: _level(store, field) for field in in_history if field.level}
+        self.event_category = np.asarray(store.column("category")) if self.event_levels else None
+        self.event_time = np.asarray(store.column("time"))
+        self.tick = _tick(store, self.time)
         self.sample_columns = {field.name: samples.column(field.name) for field in in_sample if not field.level}
-        self.sample_levels = {
-            field.name: store.ancestors[:, field.level - 1].copy() for field in in_sample if field.level
-        }
+        self.sample_levels = {field.name: _level(store, field) for field in in_sample if field.level}
         self.sample_category = samples.column("category") if self.sample_levels else None
         self.statistics = [samples.column(f"stat.{name.replace('/', '.')}") for name in statistics]
         self.labels = [samples.column(f"label.{target}") for target in targets]
@@ -127,21 +128,21 @@ class Assembler:
         offsets = np.zeros(len(index) + 1, np.int64)
         np.cumsum(end - first, out=offsets[1:])
         lengths = end - first
-        position = np.arange(offsets[-1])
-        pointer = position + np.repeat(first - offsets[:-1], lengths)
+        gather = _Gatherer(first, end, offsets)
         time = self.time[index]
-        age = np.repeat(time, lengths) - np.take(self.store.column("time"), pointer)
+        age = np.repeat(time.astype(self.tick), lengths)
+        age -= gather(self.event_time, self.tick)
         request = time + self.store.base
         days, ticks = np.divmod(request, SECONDS_PER_DAY * self.store.ticks_per_second)
         hour = ticks // (3600 * self.store.ticks_per_second)
-        history = {name: _ids(np.take(column, pointer)) for name, column in self.event_columns.items()}
+        history = {name: torch.from_numpy(gather(column)) for name, column in self.event_columns.items()}
         target = {name: _ids(column[index]) for name, column in self.sample_columns.items()}
         if self.event_category is not None:
-            node = np.take(self.event_category, pointer)
-            history |= {name: _ids(np.take(level, node)) for name, level in self.event_levels.items()}
+            node = gather(self.event_category)
+            history |= {name: torch.from_numpy(level.take(node)) for name, level in self.event_levels.items()}
         if self.sample_category is not None:
             node = self.sample_category[index]
-            target |= {name: _ids(np.take(level, node)) for name, level in self.sample_levels.items()}
+            target |= {name: torch.from_numpy(level.take(node)) for name, level in self.sample_levels.items()}
         labels = np.full((len(index), len(self.labels)), np.nan, np.float32)
         for column, label in enumerate(self.labels):
             value = label[index]
@@ -152,8 +153,8 @@ class Assembler:
         return Batch(
             offsets=torch.from_numpy(offsets),
             history=history,
-            age=torch.from_numpy((age / self.store.ticks_per_second).astype(np.float32)),
-            rank=torch.from_numpy(np.repeat(offsets[1:], lengths) - position),
+            age=torch.from_numpy(_seconds(age, self.store.ticks_per_second)),
+            rank=torch.from_numpy(_rank(offsets, lengths)),
             target=target,
             calendar=torch.from_numpy(np.stack([hour, (days + 3) % 7], 1)),
             statistics=torch.from_numpy(statistics),
@@ -162,8 +163,54 @@ class Assembler:
         )
 
 
+def _level(store: Store, field: Field) -> np.ndarray:
+    """int32 [nodes]: node -> its ancestor at the field's level."""
+    return store.ancestors[:, field.level - 1].astype(np.int32)
+
+
+def _tick(store: Store, requests: np.ndarray) -> type[np.signedinteger]:
+    """The narrowest type that holds every time and every age."""
+    first = store.column("time")[store.offsets[:-1][np.diff(store.offsets) > 0]]
+    latest = int(requests.max(initial=0))
+    fits = store.column("time").dtype.itemsize <= 4 and latest - int(first.min(initial=0)) < 1 << 31 > latest
+    return np.int32 if fits else np.int64
+
+
+class _Gatherer:
+    """Concatenates column[first:end] over the samples.
+
+    Long histories are copied slice by slice; for short ones a slice costs more than an index per behaviour.
+    """
+
+    def __init__(self, first: np.ndarray, end: np.ndarray, offsets: np.ndarray) -> None:
+        self.total = int(offsets[-1])
+        self.slices: list[slice] | None = None
+        if self.total >= SLICE * len(first):
+            self.slices = [slice(*bounds) for bounds in zip(first.tolist(), end.tolist(), strict=True)]
+        else:
+            self.pointer = np.arange(self.total)
+            self.pointer += np.repeat(first - offsets[:-1], end - first)
+
+    def __call__(self, column: np.ndarray, dtype: type[np.signedinteger] = np.int32) -> np.ndarray:
+        """[N] of the given type."""
+        if self.slices is None:
+            return column.take(self.pointer).astype(dtype, copy=False)
+        return np.concatenate([column[part] for part in self.slices], out=np.empty(self.total, dtype))
+
+
+def _seconds(ticks: np.ndarray, per_second: int) -> np.ndarray:
+    return (ticks if per_second == 1 else ticks / per_second).astype(np.float32)
+
+
+def _rank(offsets: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+    """int32 [N]: 1 = the most recent behaviour of its sample."""
+    rank = np.arange(0, -offsets[-1], -1, dtype=np.int32)
+    rank += np.repeat(offsets[1:].astype(np.int32), lengths)
+    return rank
+
+
 def _ids(column: np.ndarray) -> Tensor:
-    return torch.from_numpy(column.astype(np.int64))
+    return torch.from_numpy(column.astype(np.int32))
 
 
 def visible_end(store: Store, user: np.ndarray, time: np.ndarray) -> np.ndarray:

@@ -75,7 +75,7 @@ class Table(nn.Module):
         return self.weight.shape[0]
 
     def fetch(self, *ids: Tensor, grad: bool) -> Rows:
-        """Read the distinct rows of all `ids` (int64, any shapes [n]) as one leaf."""
+        """Read the distinct rows of all `ids` (int32 or int64, [n] each) as one leaf."""
         sizes = [part.numel() for part in ids]
         every = torch.cat(ids) if len(ids) > 1 else ids[0]
         if every.is_cuda:
@@ -99,7 +99,7 @@ class Table(nn.Module):
             scratch[flat] = np.arange(len(flat), dtype=np.int32)
             index = np.sort(flat[scratch[flat] == np.arange(len(flat), dtype=np.int32)])
         scratch[index] = np.arange(len(index), dtype=np.int32)
-        return torch.from_numpy(index), torch.from_numpy(scratch[flat].astype(np.int64))
+        return torch.from_numpy(index.astype(np.int64, copy=False)), torch.from_numpy(scratch[flat].astype(np.int64))
 
     @torch.no_grad()
     def update(self, rows: Rows, optimizer: RowOptimizer, lr: float) -> None:

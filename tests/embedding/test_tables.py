@@ -15,15 +15,15 @@ IDS = st.lists(st.integers(0, 30), min_size=1, max_size=60)
 
 
 @settings(deadline=None, max_examples=50)
-@given(IDS, IDS, st.sampled_from([31, 5000]))
-def test_fetch_returns_each_row_once(history: list[int], target: list[int], rows: int) -> None:
+@given(IDS, IDS, st.sampled_from([31, 5000]), st.sampled_from([torch.int32, torch.int64]))
+def test_fetch_returns_each_row_once(history: list[int], target: list[int], rows: int, dtype: torch.dtype) -> None:
     table = Table(rows, 3, 0.1, seed=0)
-    ids = [torch.tensor(history), torch.tensor(target)]
+    ids = [torch.tensor(history, dtype=dtype), torch.tensor(target, dtype=dtype)]
     for _ in range(2):  # the scratch column is reused
         found = table.fetch(*ids, grad=False)
         assert found.index.tolist() == sorted(set(history) | set(target))
         for local, asked in zip(found.local, ids, strict=True):
-            assert torch.equal(found.index[local], asked)
+            assert found.index[local].tolist() == asked.tolist()
             assert torch.equal(found.values[local], table.weight[asked])
 
 

@@ -19,7 +19,7 @@ RECIPES = ["dnn", "mean_pool", "din", "tin", "stacked_tin"]
 
 
 def _model(path: Path, name: str, *overrides: str) -> tuple[Setup, RankingModel]:
-    options = recipes.load(name, ["model.max_len=20", "model.init_std=0.5", *overrides])
+    options = recipes.load(name, ["model.max_len=20", "model.init_std=0.5", "model.quiet=false", *overrides])
     setup = Setup.of(options, Store.open(path))
     model = setup.model()
     index = np.arange(200)
