@@ -1,7 +1,7 @@
 """How much of the distance between no sequence and the truth a recipe covers, on a world whose truth is known.
 
-    lsm synth --out build/world && lsm build-sequences build/world/dataset.toml --out build/world-store
-    python benchmarks/truth.py --data build/world-store --out benchmarks/results/truth.json
+lsm synth --out build/world && lsm build-sequences build/world/dataset.toml --out build/world-store
+python benchmarks/truth.py --data build/world-store --out benchmarks/results/truth.json
 """
 
 from __future__ import annotations
