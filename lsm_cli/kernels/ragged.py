@@ -69,13 +69,12 @@ class Occurrences:
 
     @cached_property
     def grouped(self) -> tuple[Tensor, Tensor, Tensor]:
-        """(present rows [U], start of each row's group [U], samples in group order [N], order) by a stable sort."""
+        """(present rows [U], start of each row's group [U], behaviours in group order [N]) by a stable sort."""
         narrow = self.ids.to(torch.int16 if self.rows < 1 << 15 else torch.int32)
         ordered, order = torch.sort(narrow, stable=True)
         present, counts = torch.unique_consecutive(ordered, return_counts=True)
         starts = counts.cumsum(0) - counts
-        self.order = order
-        return present.long(), starts, self.segments.row.index_select(0, order)
+        return present.long(), starts, order
 
 
 def _choose(rows: int, segments: Segments, ids: Tensor) -> str:
@@ -116,8 +115,8 @@ def _spread(query: Tensor, weight: Tensor, at: Occurrences) -> Tensor:
         return _cells(weight, at).t() @ query
     out = query.new_zeros(at.rows, query.shape[1])
     if at.method == "compiled":
-        present, starts, row = at.grouped
-        weight = weight.index_select(0, at.order)
+        present, starts, order = at.grouped
+        row, weight = at.segments.row.index_select(0, order), weight.index_select(0, order)
         sums = F.embedding_bag(row, query.contiguous(), starts, mode="sum", per_sample_weights=weight)
         return out.index_copy_(0, present, sums)
     return out.index_add_(0, at.ids, query.index_select(0, at.segments.row) * weight.unsqueeze(1))
@@ -171,8 +170,8 @@ class _Take(torch.autograd.Function):
         out = grad.new_zeros(at.rows, grad.shape[1])
         if grad.is_cuda:
             return out.index_add_(0, at.ids, grad), None
-        present, starts, _ = at.grouped
-        return out.index_copy_(0, present, F.embedding_bag(at.order, grad.contiguous(), starts, mode="sum")), None
+        present, starts, order = at.grouped
+        return out.index_copy_(0, present, F.embedding_bag(order, grad.contiguous(), starts, mode="sum")), None
 
 
 class _Softmax(torch.autograd.Function):
