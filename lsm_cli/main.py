@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from lsm_cli import __version__
-from lsm_cli.errors import LsmError
+from lsm_cli.errors import InputError, LsmError
 
 app = typer.Typer(
     name="lsm",
@@ -66,7 +66,9 @@ def _run(work: Callable[[Any], dict[str, Any]], json: bool, quiet: bool, debug: 
 
 @app.command("build-sequences")
 def build_sequences(
-    dataset: Annotated[str, typer.Argument(help="Dataset description (TOML), or the name of a shipped one.")],
+    dataset: Annotated[
+        str | None, typer.Argument(help="Dataset description (TOML), or the name of a shipped one.", show_default=False)
+    ] = None,
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="Folder of the new store.", show_default=False)
     ] = None,
@@ -78,6 +80,10 @@ def build_sequences(
     check: Annotated[
         bool, typer.Option("--check", help="Only read the head of each file and show every column.")
     ] = False,
+    no_index: Annotated[bool, typer.Option("--no-index", help="Leave out the orders that searches go by.")] = False,
+    index_only: Annotated[
+        bool, typer.Option("--index-only", help="Add these orders to the existing store --out; reads no logs.")
+    ] = False,
     json: Json = False,
     quiet: Quiet = False,
     debug: Debug = False,
@@ -87,7 +93,11 @@ def build_sequences(
     def work(console: Any) -> dict[str, Any]:
         from lsm_cli.commands import build
 
-        return build.build_sequences(console, dataset, out, root, memory, overwrite, check)
+        if index_only:
+            return build.add_index(console, out)
+        if dataset is None:
+            raise InputError("DATASET is missing: name a dataset.toml, or one of the shipped descriptions")
+        return build.build_sequences(console, dataset, out, root, memory, overwrite, check, not no_index)
 
     _run(work, json, quiet, debug)
 

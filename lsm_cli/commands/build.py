@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lsm_cli.data.building.check import check_logs
+from lsm_cli.data.building.orders import add_orders
 from lsm_cli.data.building.pipeline import build_store
 from lsm_cli.data.description import Description, load_description
 from lsm_cli.data.wording import hint
@@ -37,6 +38,7 @@ def build_sequences(
     memory: str = "2GiB",
     overwrite: bool = False,
     check: bool = False,
+    index: bool = True,
 ) -> dict[str, Any]:
     """Build a store, or with `check` only show how the logs would be read.
 
@@ -45,6 +47,7 @@ def build_sequences(
         out: the store's folder; not needed for a check.
         root: folder that the description's paths are relative to.
         memory: what the build may use, e.g. "2GiB".
+        index: also write the orders that searches go by.
 
     Returns:
         what --json prints.
@@ -63,10 +66,9 @@ def build_sequences(
     console.say(f"memory       {size(budget)}: events are sorted in parts of the users that fit")
     console.say(_samples_from(description))
     with console.progress("building", unit="rows") as progress:
-        manifest = build_store(description, out, memory=budget, overwrite=overwrite, progress=progress)
+        manifest = build_store(description, out, memory=budget, overwrite=overwrite, index=index, progress=progress)
     _report(console, out, manifest)
     console.next(f"lsm train --recipe stacked_tin --data {out} --out runs/{description.name}")
-    stored = sum(entry["bytes"] for entry in manifest["files"].values())
     keep = (
         "name",
         "counts",
@@ -80,9 +82,27 @@ def build_sequences(
         "notes",
         "build",
     )
-    return {"store": str(out), "bytes": stored, "bytes_per_event": bytes_per_event(manifest)} | {
-        k: manifest[k] for k in keep
-    }
+    return {
+        "store": str(out),
+        "bytes": stored_bytes(manifest),
+        "bytes_per_event": bytes_per_event(manifest),
+        "index_bytes_per_event": index_bytes_per_event(manifest),
+    } | {k: manifest[k] for k in keep}
+
+
+def add_index(console: Console, out: Path | None) -> dict[str, Any]:
+    """Give an existing store its search index."""
+    if out is None:
+        raise InputError("--out is missing: name the store that gets an index")
+    with console.progress("ordering", unit="rows"):
+        manifest = add_orders(out)
+    found = {"store": str(out), "index": manifest["index"]["fields"]}
+    found["index_bytes_per_event"] = index_bytes_per_event(manifest)
+    console.text(
+        f"{out}: {found['index_bytes_per_event']:.1f} bytes an event for the orders of {', '.join(found['index'])}"
+    )
+    console.next(f"lsm search --recipe hier_hard --data {out}")
+    return found
 
 
 def find_description(dataset: str) -> Path:
@@ -131,6 +151,17 @@ def bytes_per_event(manifest: dict[str, Any]) -> float:
     return round(stored / manifest["counts"]["events"], 2)
 
 
+def index_bytes_per_event(manifest: dict[str, Any]) -> float:
+    stored = sum(entry["bytes"] for entry in manifest.get("index", {}).get("files", {}).values())
+    return round(stored / max(manifest["counts"]["events"], 1), 2)
+
+
+def stored_bytes(manifest: dict[str, Any]) -> int:
+    """Size of all data files."""
+    files = [*manifest["files"].values(), *manifest.get("index", {}).get("files", {}).values()]
+    return sum(entry["bytes"] for entry in files)
+
+
 def _samples_from(description: Description) -> str:
     made = description.samples.from_events
     if made is None:
@@ -167,7 +198,6 @@ def _report(console: Console, out: Path, manifest: dict[str, Any]) -> None:
     if any(row["samples_meeting"] or row["events_meeting"] for row in manifest["meeting"]):
         _report_meeting(console, manifest["meeting"])
     history = manifest["history"]
-    stored = sum(entry["bytes"] for entry in manifest["files"].values())
     console.table(
         f"store {out}",
         ["", ""],
@@ -177,12 +207,17 @@ def _report(console: Console, out: Path, manifest: dict[str, Any]) -> None:
             ["from", manifest["events"][0]],
             ["to", manifest["events"][1]],
             ["history p50 / p90 / p99 / max", " / ".join(f"{history[k]:,}" for k in ("p50", "p90", "p99", "max"))],
-            ["size", size(stored)],
-            ["bytes an event", f"{bytes_per_event(manifest):.1f}"],
+            ["size", size(stored_bytes(manifest))],
+            ["bytes an event", _bytes_per_event(manifest)],
             ["built in", f"{built['seconds']:.1f} s, {built['events_per_second']:,} events a second"],
         ],
         note="history: behaviours visible to a sample, all strictly before its request",
     )
+
+
+def _bytes_per_event(manifest: dict[str, Any]) -> str:
+    index = index_bytes_per_event(manifest)
+    return f"{bytes_per_event(manifest):.1f}" + (f", and {index:.1f} for the search index" if index else "")
 
 
 def _trained(manifest: dict[str, Any], name: str, info: dict[str, Any]) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -29,6 +29,8 @@ class Batch:
         statistics: float32 [B, S], point-in-time statistics; -1 = not known.
         labels: float32 [B, targets], NaN where the target was not observed.
         user: int64 [B].
+        matches: float32 [B, M], match statistics over all that lies before the request, from the store's index;
+            None where the model takes them from the behaviours it reads. -1 = no match.
     """
 
     offsets: Tensor
@@ -40,6 +42,7 @@ class Batch:
     statistics: Tensor
     labels: Tensor
     user: Tensor
+    matches: Tensor | None = None
 
     @property
     def size(self) -> int:
@@ -56,9 +59,47 @@ class Batch:
         def move(value: Any) -> Any:
             if isinstance(value, dict):
                 return {name: move(tensor) for name, tensor in value.items()}
-            return value.to(device, non_blocking=True)
+            return None if value is None else value.to(device, non_blocking=True)
 
         return Batch(**{name: move(value) for name, value in vars(self).items()})
+
+    def select(self, offsets: Tensor, where: Tensor) -> Batch:
+        """The same samples with some of their behaviours: int64 [B + 1], and positions int64 [n], ascending."""
+        history = {name: ids.index_select(0, where) for name, ids in self.history.items()}
+        age, rank = self.age.index_select(0, where), self.rank.index_select(0, where)
+        return replace(self, offsets=offsets, history=history, age=age, rank=rank)
+
+
+@dataclass
+class Queries:
+    """What a search over histories needs to know of n samples.
+
+    Attributes:
+        user: int64 [n], whose history; end: int64 [n], exclusive event pointer; first: int64 [n], where it begins.
+        time: int64 [n], ticks of the request.
+        target: field -> int [n], ids of the candidate.
+    """
+
+    user: np.ndarray
+    first: np.ndarray
+    end: np.ndarray
+    time: np.ndarray
+    target: dict[str, np.ndarray]
+
+    def __len__(self) -> int:
+        return len(self.user)
+
+    def take(self, rows: np.ndarray) -> Queries:
+        target = {name: ids[rows] for name, ids in self.target.items()}
+        return Queries(self.user[rows], self.first[rows], self.end[rows], self.time[rows], target)
+
+
+@dataclass
+class Pointers:
+    """Behaviours of n samples: sample b owns pointer[offsets[b]:offsets[b + 1]] (int64), oldest first."""
+
+    offsets: np.ndarray
+    pointer: np.ndarray
 
 
 class Assembler:
@@ -69,7 +110,7 @@ class Assembler:
         split: which samples.
         fields: side-information fields to gather.
         targets: label columns, in this order.
-        max_len: behaviours kept per sample, the most recent ones; 0 = no history.
+        max_len: behaviours within reach of a sample, the most recent ones; 0 = no history.
         statistics: names of the point-in-time statistics.
         shuffle_seed: not None gives every user the history of another one, cut at the same request time: the control
             that shows how much of a result comes from whose history it is.
@@ -110,25 +151,40 @@ class Assembler:
 
     def lengths(self, index: np.ndarray) -> np.ndarray:
         """Visible history lengths of samples, after truncation: int64 [len(index)]."""
-        first, end = self._range(index)
+        _, first, end = self._range(index)
         return end - first
 
-    def _range(self, index: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def _range(self, index: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         user = self.user[index].astype(np.int64)
         if self.borrowed is None:
             end = self.end[index]
         else:
             user = self.borrowed[user]
             end = visible_end(self.store, user, self.time[index])
-        return np.maximum(self.store.offsets[user], end - self.max_len), end
+        return user, np.maximum(self.store.offsets[user], end - self.max_len), end
 
-    def batch(self, index: np.ndarray) -> Batch:
-        """Gather the samples `index` (any order, int64 [B])."""
-        first, end = self._range(index)
-        offsets = np.zeros(len(index) + 1, np.int64)
-        np.cumsum(end - first, out=offsets[1:])
-        lengths = end - first
-        gather = _Gatherer(first, end, offsets)
+    def queries(self, index: np.ndarray) -> Queries:
+        """The samples `index` as a search sees them."""
+        target = {name: column[index] for name, column in self.sample_columns.items()}
+        if self.sample_category is not None:
+            node = self.sample_category[index]
+            target |= {name: level.take(node) for name, level in self.sample_levels.items()}
+        return Queries(*self._range(index), self.time[index], target)
+
+    def batch(self, index: np.ndarray, read: Pointers | None = None) -> Batch:
+        """Gather the samples `index` (any order, int64 [B]).
+
+        Args:
+            read: the behaviours of each sample; the most recent `max_len` if not given.
+        """
+        _, first, end = self._range(index)
+        if read is None:
+            offsets = np.zeros(len(index) + 1, np.int64)
+            np.cumsum(end - first, out=offsets[1:])
+            gather: _Taker | _Gatherer = _Gatherer(first, end, offsets)
+        else:
+            offsets, gather = read.offsets, _Taker(read.pointer)
+        lengths = np.diff(offsets)
         time = self.time[index]
         age = np.repeat(time.astype(self.tick), lengths)
         age -= gather(self.event_time, self.tick)
@@ -154,7 +210,7 @@ class Assembler:
             offsets=torch.from_numpy(offsets),
             history=history,
             age=torch.from_numpy(_seconds(age, self.store.ticks_per_second)),
-            rank=torch.from_numpy(_rank(offsets, lengths)),
+            rank=torch.from_numpy(_rank(offsets, lengths) if read is None else _ranks(end, lengths, read.pointer)),
             target=target,
             calendar=torch.from_numpy(np.stack([hour, (days + 3) % 7], 1)),
             statistics=torch.from_numpy(statistics),
@@ -198,6 +254,16 @@ class _Gatherer:
         return np.concatenate([column[part] for part in self.slices], out=np.empty(self.total, dtype))
 
 
+class _Taker:
+    """column[pointer]."""
+
+    def __init__(self, pointer: np.ndarray) -> None:
+        self.pointer = pointer
+
+    def __call__(self, column: np.ndarray, dtype: type[np.signedinteger] = np.int32) -> np.ndarray:
+        return column.take(self.pointer).astype(dtype, copy=False)
+
+
 def _seconds(ticks: np.ndarray, per_second: int) -> np.ndarray:
     return (ticks if per_second == 1 else ticks / per_second).astype(np.float32)
 
@@ -207,6 +273,11 @@ def _rank(offsets: np.ndarray, lengths: np.ndarray) -> np.ndarray:
     rank = np.arange(0, -offsets[-1], -1, dtype=np.int32)
     rank += np.repeat(offsets[1:].astype(np.int32), lengths)
     return rank
+
+
+def _ranks(end: np.ndarray, lengths: np.ndarray, pointer: np.ndarray) -> np.ndarray:
+    """int32 [N]: places back from the request, whatever was left out between."""
+    return (np.repeat(end, lengths) - pointer).astype(np.int32)
 
 
 def _ids(column: np.ndarray) -> Tensor:

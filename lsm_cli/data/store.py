@@ -12,6 +12,7 @@
       samples/<split>/label.<target>.npy   int8 [n]: 0, 1, or -1 where the target was not observed
       samples/<split>/value.npy      float32 [n], only when the description names a value column
       samples/<split>/stat.<name>.npy      float32 [n], point-in-time statistics (counts, not logarithms)
+      index/<field>.npy              positions in the user's trajectory, ordered by (value, time); see `orders`
       taxonomy/ancestors.npy         int32 [nodes, levels]: node -> its ancestor (or itself) at each level, 1 = none
       taxonomy/rows.npy              int32 [nodes]: node -> embedding row in the table of its level
       taxonomy/range.npy             int32 [nodes, 2]: the node's subtree is the id range [lo, hi)
@@ -99,7 +100,7 @@ class Store:
             raise InputError(
                 f"{file}: store format {found!r}, this version of lsm reads format {FORMAT}; rebuild the store"
             )
-        for name in manifest.get("files", {}):
+        for name in {**manifest.get("files", {}), **manifest.get("index", {}).get("files", {})}:
             if not (path / name).is_file():
                 raise InputError(f"{path}: {name} is missing from the store; rebuild it")
         return cls(path, manifest)
@@ -146,17 +147,13 @@ class Store:
 
     @cached_property
     def fields(self) -> dict[str, Field]:
-        """Side-information fields in a fixed order: item, category levels, scenario, domain, action, extra."""
-        found: dict[str, Field] = {}
-        for name, info in self.manifest["fields"].items():
-            if name == "category":
-                for level, entry in enumerate(self.manifest["levels"], start=1):
-                    found[f"category{level}"] = Field(
-                        f"category{level}", entry["trained"] + 1, info["in_history"], info["in_sample"], level
-                    )
-            else:
-                found[name] = Field(name, info["trained"] + 1, info["in_history"], info["in_sample"])
-        return found
+        """See `stored_fields`."""
+        return stored_fields(self.manifest)
+
+    @property
+    def index(self) -> list[str]:
+        """Fields in whose order every user's events are kept; empty for a store without an index."""
+        return self.manifest.get("index", {}).get("fields", [])
 
     @cached_property
     def ancestors(self) -> np.ndarray:
@@ -178,6 +175,13 @@ class Store:
             self._columns[name] = _map(self.path / "events" / f"{name}.npy")
         return self._columns[name]
 
+    def order(self, field: str) -> np.ndarray:
+        """Positions within the users' trajectories in the order of (value, time), memory-mapped, [events]."""
+        name = f"index/{field}"
+        if name not in self._columns:
+            self._columns[name] = _map(self.path / f"{name}.npy")
+        return self._columns[name]
+
     def samples(self, split: str) -> Samples:
         """The samples of one split.
 
@@ -192,6 +196,19 @@ class Store:
 
     def vocabulary_file(self, field: str) -> Path:
         return self.path / "vocab" / f"{field}.parquet"
+
+
+def stored_fields(manifest: dict[str, Any]) -> dict[str, Field]:
+    """Side-information fields in a fixed order: item, category levels, scenario, domain, action, extra."""
+    found: dict[str, Field] = {}
+    for name, info in manifest["fields"].items():
+        there = info["in_history"], info["in_sample"]
+        if name == "category":
+            for level, entry in enumerate(manifest["levels"], start=1):
+                found[f"category{level}"] = Field(f"category{level}", entry["trained"] + 1, *there, level)
+        else:
+            found[name] = Field(name, info["trained"] + 1, *there)
+    return found
 
 
 def _map(file: Path) -> np.ndarray:

@@ -21,6 +21,7 @@ from lsm_cli.data.building.drawn import Collector, draw_samples
 from lsm_cli.data.building.encoding import Encoded, encode_events, number
 from lsm_cli.data.building.lists import open_lists
 from lsm_cli.data.building.manifest import describe_store
+from lsm_cli.data.building.orders import event_readers, write_orders
 from lsm_cli.data.building.plan import Plan, Progress, Unwatched
 from lsm_cli.data.building.positives import Positives, read_positives
 from lsm_cli.data.building.requests import read_requests
@@ -30,6 +31,7 @@ from lsm_cli.data.building.statistics import write_statistics
 from lsm_cli.data.building.trajectories import Spill, write_trajectories
 from lsm_cli.data.building.workspace import Workspace, open_workspace
 from lsm_cli.data.description import SPLITS, Description
+from lsm_cli.data.store import stored_fields
 
 
 def build_store(
@@ -38,6 +40,7 @@ def build_store(
     *,
     memory: int = 2 << 30,
     overwrite: bool = False,
+    index: bool = True,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Build a store.
@@ -47,6 +50,7 @@ def build_store(
         out: the store's folder.
         memory: bytes the build may use.
         overwrite: replace a store that is there already.
+        index: also write the orders that searches go by.
 
     Returns:
         the store's manifest, with what a user wants to know about the build.
@@ -63,7 +67,7 @@ def build_store(
         progress.note("opening")
         sources, samples = opened or open_lists(description, work.scratch("lists"), memory)
         plan = Plan.of(description, sources, samples, memory, progress)
-        manifest = _build(plan, work)
+        manifest = _build(plan, work, index)
         passed = clock.monotonic() - started
         manifest["build"] = {
             "seconds": round(passed, 3),
@@ -78,7 +82,7 @@ def build_store(
     return manifest
 
 
-def _build(plan: Plan, work: Workspace) -> dict[str, Any]:
+def _build(plan: Plan, work: Workspace, index: bool) -> dict[str, Any]:
     options, note = plan.description.samples.from_events, plan.progress.note
     positives = Positives(options.positive) if options else None
     note("reading requests")
@@ -103,7 +107,19 @@ def _build(plan: Plan, work: Workspace) -> dict[str, Any]:
     lengths = _write_events(encoded, counted, spill, sampled, work)
     note("statistics")
     statistics = write_statistics(encoded, sampled, work)
-    return describe_store(encoded, counted, requests, sampled, lengths, statistics, work)
+    manifest = describe_store(encoded, counted, requests, sampled, lengths, statistics, work)
+    if index and counted.events:
+        note("ordering")
+        manifest["index"] = _write_index(encoded, manifest, work)
+    return manifest
+
+
+def _write_index(encoded: Encoded, manifest: dict[str, Any], work: Workspace) -> dict[str, Any]:
+    stored = set(work.files)
+    shared = [name for name, field in stored_fields(manifest).items() if field.in_history and field.in_sample]
+    readers = event_readers(work.folder / "events", shared, encoded.tree.ancestors if encoded.tree else None)
+    fields = write_orders(work, np.load(work.folder / "events/offsets.npy"), readers)
+    return {"fields": fields, "files": {name: work.files[name] for name in sorted(set(work.files) - stored)}}
 
 
 def _write_events(encoded: Encoded, counted: Counted, spill: Spill, sampled: Sampled, work: Workspace) -> np.ndarray:

@@ -1,0 +1,113 @@
+"""The search index: for each shared field, every user's events in the order of (value, time).
+
+A value of a field is then one contiguous run of a user's order, and the request's time cuts it by binary search. An
+order is a permutation of positions within the user's trajectory: two bytes an event while no trajectory is longer than
+65,536 events, else four.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import shutil
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lsm_cli.data.building.trajectories import bucket_bounds
+from lsm_cli.data.building.workspace import Workspace
+from lsm_cli.data.store import Store
+from lsm_cli.errors import LsmError
+
+ROWS = 1 << 20  # events sorted at once
+Reader = Callable[[slice], np.ndarray]
+
+
+def write_orders(work: Workspace, offsets: np.ndarray, fields: dict[str, Reader]) -> list[str]:
+    """Write `index/<field>.npy` for each field.
+
+    Args:
+        offsets: int64 [users + 1].
+        fields: field -> reads a slice of its events' ids.
+
+    Returns:
+        the fields, in order.
+    """
+    lengths = np.diff(offsets)
+    dtype = np.uint16 if lengths.max(initial=0) <= 1 << 16 else np.uint32
+    files = {name: work.column(f"index/{name}.npy", dtype, int(offsets[-1])) for name in fields}
+    bounds = bucket_bounds(lengths, ROWS)
+    with ThreadPoolExecutor(2) as pool:
+        for first, last in zip(bounds[:-1], bounds[1:], strict=True):
+            here = slice(int(offsets[first]), int(offsets[last]))
+            owner = np.repeat(np.arange(last - first), lengths[first:last])
+            starts = (offsets[first:last] - offsets[first])[owner]
+            orders = pool.map(lambda read, here=here, owner=owner: _ordered(owner, read(here)), fields.values())
+            for file, order in zip(files.values(), orders, strict=True):
+                file.append(order - starts)
+    work.close(*files.values())
+    return list(fields)
+
+
+def _ordered(owner: np.ndarray, value: np.ndarray) -> np.ndarray:
+    """The rows by (owner, value, row): int64 [n]; owners are ascending."""
+    row_bits, value_bits = len(owner).bit_length(), int(value.max(initial=0)).bit_length()
+    if int(owner.max(initial=0)).bit_length() + value_bits + row_bits > 63:
+        return np.lexsort((value, owner))
+    key = (owner << value_bits | value) << row_bits | np.arange(len(owner))
+    key.sort()
+    return key & ((1 << row_bits) - 1)
+
+
+def event_readers(events: Path, names: list[str], ancestors: np.ndarray | None) -> dict[str, Reader]:
+    """Readers of the fields in a folder of event columns; category levels are read from the node."""
+
+    def of(name: str) -> Reader:
+        level = int(name.removeprefix("category")) if name.startswith("category") and name != "category" else 0
+        column = np.load(events / f"{'category' if level else name}.npy", mmap_mode="r")
+        if not level or ancestors is None:
+            return lambda part: np.asarray(column[part])
+        table = np.ascontiguousarray(ancestors[:, level - 1])
+        return lambda part: table[column[part]]
+
+    return {name: of(name) for name in names}
+
+
+def add_orders(path: Path) -> dict[str, Any]:
+    """Give a store that was built without one its search index.
+
+    Returns:
+        the store's manifest, with the index in it.
+
+    Raises:
+        InputError: no store there.
+        LsmError: another process is writing the same index.
+    """
+    store = Store.open(path)
+    folder = path / ".index.building"
+    folder.mkdir(exist_ok=True)
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise LsmError(f"{path}: another process is writing this store's index; wait for it") from None
+        names = [name for name, field in store.fields.items() if field.in_history and field.in_sample]
+        work = Workspace(folder)
+        readers = event_readers(path / "events", names, store.ancestors if store.depth else None)
+        fields = write_orders(work, store.offsets, readers) if store.events else []
+        shutil.rmtree(path / "index", ignore_errors=True)
+        if fields:
+            (folder / "index").rename(path / "index")
+        manifest = store.manifest | {"index": {"fields": fields, "files": dict(sorted(work.files.items()))}}
+        aside = folder / "manifest.json"
+        aside.write_text(json.dumps(manifest, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        os.replace(aside, path / "manifest.json")
+        return manifest
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        os.close(handle)

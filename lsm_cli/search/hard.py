@@ -1,0 +1,198 @@
+"""Hierarchical hard search (Tencent, arXiv 2510.21714): behaviours by the finest taxonomy level shared with the candidate.
+
+A behaviour belongs to the finest level at which it matches: the candidate's leaf, else its parent's subtree, and so on
+up to "any". Levels are filled in this order, the most recent first within a level, until K are found. With the leaf
+alone this is SIM's hard search (arXiv 2006.05639, §3.2.1), with "any" alone the most recent K.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from lsm_cli.data.batches import Queries, visible_end
+from lsm_cli.data.orders import EventValues, Order, ragged_arange
+from lsm_cli.data.store import MISSING, Store
+from lsm_cli.search.found import Found
+
+ANY = "any"
+
+
+@dataclass(frozen=True)
+class HardOptions:
+    """How to search.
+
+    Attributes:
+        levels: fields, finest first; "any" = every behaviour.
+        top_k: behaviours to find.
+        budgets: level -> most behaviours it may contribute; the others get what it leaves.
+        within: only behaviours of the last so many ticks; 0 = all.
+        only: field -> ids of which a behaviour must have one.
+        scan_below: histories up to this length are scanned, longer ones go by the store's index.
+    """
+
+    levels: Sequence[str]
+    top_k: int
+    budgets: dict[str, int]
+    within: int = 0
+    only: dict[str, np.ndarray] | None = None
+    scan_below: int = 256
+
+
+class HardSearch:
+    """Searches the trajectories of one store; without an index every history is scanned."""
+
+    def __init__(self, store: Store, options: HardOptions) -> None:
+        self.store, self.options = store, options
+        self.budgets = [min(options.budgets.get(level, options.top_k), options.top_k) for level in options.levels]
+        self.values = [None if level == ANY else EventValues(store, level) for level in options.levels]
+        self.indexed = all(level in store.index for level in options.levels if level != ANY)
+        self.orders = [
+            Order(store, level) if self.indexed and level != ANY else None for level in options.levels
+        ]
+        # within one taxonomy the level just below tells: whatever matches further down matches there too
+        self.finer = [_telling(store, options.levels[:place]) for place in range(len(options.levels))]
+        self.filters = [
+            (np.isin(np.arange(_size(store, field)), ids), EventValues(store, field))
+            for field, ids in (options.only or {}).items()
+        ]
+
+    def __call__(self, queries: Queries) -> Found:
+        """Up to K behaviours for each query, before its request; cost grows with log(length), not with the length."""
+        first = queries.first
+        if self.options.within:
+            first = np.maximum(first, visible_end(self.store, queries.user, queries.time - self.options.within))
+        queries = Queries(queries.user, first, queries.end, queries.time, queries.target)
+        length = np.maximum(queries.end - first, 0)
+        short = length <= self.options.scan_below if self.indexed else np.ones(len(queries), bool)
+        if short.all() or not short.any():
+            return Found.ordered(len(queries), *(self._scan if short.all() else self._look_up)(queries))
+        parts = []
+        for rows, search in ((np.flatnonzero(short), self._scan), (np.flatnonzero(~short), self._look_up)):
+            row, level, pointer = search(queries.take(rows))
+            parts.append((rows[row], level, pointer))
+        row, level, pointer = (np.concatenate(column) for column in zip(*parts, strict=True))
+        return Found.ordered(len(queries), row, level, pointer)
+
+    def _allowed(self, pointer: np.ndarray) -> np.ndarray | None:
+        found: np.ndarray | None = None
+        for allowed, values in self.filters:
+            ok = allowed.take(values.at(pointer))
+            found = ok if found is None else found & ok
+        return found
+
+    # by the index
+
+    def _look_up(self, queries: Queries) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        need = np.full(len(queries), self.options.top_k)
+        finds: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
+        for level, (name, order) in enumerate(zip(self.options.levels, self.orders, strict=True)):
+            rows = np.flatnonzero(need)
+            if not rows.size:
+                break
+            open_ = queries.take(rows)
+            if order is None:
+                low, high = open_.first, open_.end
+            else:
+                low, high = order.runs(open_.user, open_.target[name], open_.first, open_.end)
+            for row, pointer in self._tail(open_, level, low, high, np.minimum(need[rows], self.budgets[level])):
+                finds.append((rows[row], np.full(len(row), level), pointer))
+                need -= np.bincount(rows[row], minlength=len(need))
+        return _joined(finds)
+
+    def _tail(
+        self, queries: Queries, level: int, low: np.ndarray, high: np.ndarray, need: np.ndarray
+    ) -> list[tuple[np.ndarray, np.ndarray]]:
+        """The last `need` behaviours of each run [low, high) that no finer level has: (row, pointer) parts.
+
+        While finer levels were emptied, the last K of a run hold enough. Where a cap or a filter leaves too few, twice
+        as many are looked at next.
+        """
+        parts, order, chunk = [], self.orders[level], self.options.top_k
+        rows = np.arange(len(queries))
+        high, need = high.copy(), need.copy()
+        while (rows := rows[(need[rows] > 0) & (high[rows] > low[rows])]).size:
+            start = np.maximum(low[rows], high[rows] - chunk)
+            row, place = ragged_arange(start, high[rows] - start)
+            row = rows[row]
+            pointer = place if order is None else order.pointers(queries.user[row], place)
+            fresh = self._fresh(queries, level, row, pointer)
+            if fresh is not None:
+                row, pointer = row[fresh], pointer[fresh]
+            last = _last(row, need)
+            row, pointer = row[last], pointer[last]
+            parts.append((row, pointer))
+            need -= np.bincount(row, minlength=len(need))
+            high[rows] = start
+            chunk *= 2
+        return parts
+
+    def _fresh(self, queries: Queries, level: int, row: np.ndarray, pointer: np.ndarray) -> np.ndarray | None:
+        """bool [n]: allowed by the filters and matched by no finer level; None = all are."""
+        ok = self._allowed(pointer)
+        for finer in self.finer[level]:
+            values = self.values[finer]
+            assert values is not None
+            target = queries.target[self.options.levels[finer]]
+            new = values.at(pointer) != np.where(target > MISSING, target, -1)[row]
+            ok = new if ok is None else ok & new
+        return ok
+
+    # by looking at every behaviour
+
+    def _scan(self, queries: Queries) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        row, pointer = ragged_arange(queries.first, np.maximum(queries.end - queries.first, 0))
+        allowed = self._allowed(pointer)
+        if allowed is not None:
+            row, pointer = row[allowed], pointer[allowed]
+        need = np.full(len(queries), self.options.top_k)
+        finds = []
+        for level, (name, values) in enumerate(zip(self.options.levels, self.values, strict=True)):
+            if values is None:
+                match = np.ones(len(row), bool)
+            else:
+                target = queries.target[name]
+                match = values.at(pointer) == np.where(target > MISSING, target, -1)[row]
+            at = np.flatnonzero(match)
+            last = at[_last(row[at], np.minimum(need, self.budgets[level]))]
+            finds.append((row[last], np.full(len(last), level), pointer[last]))
+            need -= np.bincount(row[last], minlength=len(need))
+            row, pointer = row[~match], pointer[~match]
+        return _joined(finds)
+
+
+def _last(row: np.ndarray, most: np.ndarray) -> np.ndarray:
+    """Indices of the last most[r] elements of each row r; rows are ascending or, within one, contiguous."""
+    if not len(row):
+        return np.empty(0, np.int64)
+    ends = np.flatnonzero(np.append(row[1:] != row[:-1], True))
+    lengths = np.diff(ends, prepend=-1)
+    left = np.repeat(ends, lengths) - np.arange(len(row))  # elements of the same row behind this one
+    return np.flatnonzero(left < most[row])
+
+
+def _joined(finds: list[tuple[np.ndarray, np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    if not finds:
+        return np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, np.int64)
+    row, level, pointer = (np.concatenate(column) for column in zip(*finds, strict=True))
+    return row, level, pointer
+
+
+def _telling(store: Store, finer: Sequence[str]) -> list[int]:
+    """Which of the finer levels together say whether a behaviour was matched by any of them."""
+    nested = [place for place, name in enumerate(finer) if store.fields[name].level]
+    return [place for place in range(len(finer)) if place not in nested[:-1]] if _descends(store, finer) else [
+        *range(len(finer))
+    ]
+
+
+def _descends(store: Store, levels: Sequence[str]) -> bool:
+    """Whether the category levels among these come from fine to coarse."""
+    found = [store.fields[name].level for name in levels if store.fields[name].level]
+    return found == sorted(found, reverse=True)
+
+
+def _size(store: Store, field: str) -> int:
+    return store.manifest["fields"]["category" if store.fields[field].level else field]["ids"]
