@@ -20,24 +20,24 @@ class Order:
         self.order = store.order(field)
         self.values = EventValues(store, field)
 
-    def runs(self, user: np.ndarray, value: np.ndarray, *bounds: np.ndarray) -> list[np.ndarray]:
-        """Cut the run of a value at positions in the history.
+    def runs(
+        self, user: np.ndarray, value: np.ndarray, first: np.ndarray, end: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """The run of a value within a part of the history.
 
         Args:
             user: int64 [n].
             value: int [n]; padding and missing values occur nowhere.
-            bounds: event pointers, int64 [n] each.
+            first, end: event pointers, int64 [n] each: the part.
 
         Returns:
-            for each bound, the place in the order (int64 [n]) of the first event with this value at or after it:
-            between two of these lie the events with the value between the two bounds, oldest first.
+            (low, high): int64 [n], the places low:high of the order hold the events of the part with this value,
+            oldest first.
         """
         known = value > MISSING
-        first = self.offsets[user]
-        count = len(bounds)
-        bound = np.concatenate(bounds)
-        wanted, start = np.tile(np.where(known, value, 0), count), np.tile(first, count)
-        low, high = start.copy(), np.tile(np.where(known, self.offsets[user + 1], first), count)
+        start = np.tile(self.offsets[user], 2)
+        wanted, bound = np.tile(np.where(known, value, 0), 2), np.concatenate([first, end])
+        low, high = start.copy(), np.tile(np.where(known, self.offsets[user + 1], self.offsets[user]), 2)
         for _ in range(int((high - low).max(initial=0)).bit_length()):
             middle = np.minimum((low + high) >> 1, len(self.order) - 1)
             pointer = start + self.order.take(middle)
@@ -46,7 +46,16 @@ class Order:
             less &= low < high
             low = np.where(less, middle + 1, low)
             high = np.where(less, high, middle)
-        return np.split(low, count)
+        return low[: len(user)], low[len(user) :]
+
+    def cut(self, user: np.ndarray, low: np.ndarray, high: np.ndarray, bound: np.ndarray) -> np.ndarray:
+        """Within runs low:high, the place of the first event at or after pointer `bound`: int64 [n]."""
+        start = self.offsets[user]
+        for _ in range(int((high - low).max(initial=0)).bit_length()):
+            middle = np.minimum((low + high) >> 1, len(self.order) - 1)
+            less = (start + self.order.take(middle) < bound) & (low < high)
+            low, high = np.where(less, middle + 1, low), np.where(less, high, middle)
+        return low
 
     def pointers(self, user: np.ndarray, place: np.ndarray) -> np.ndarray:
         """Event pointers of places in the order: int64 [n]."""
