@@ -18,7 +18,7 @@ from lsm_cli.errors import InputError
 
 
 class Options(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=False)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=False, populate_by_name=True)
 
 
 class DataOptions(Options):
@@ -38,6 +38,9 @@ class ModelOptions(Options):
     )
     max_len: int = Field(200, ge=0, le=1_000_000, description="behaviours per sample; the most recent are kept")
     dim: int = Field(16, ge=1, le=1024, description="embedding width per field")
+    attention_dim: int = Field(
+        0, ge=0, le=1024, description="width per field of the attention's own embeddings (DARE); 0 = shared ones"
+    )
     layers: int = Field(2, ge=1, le=8, description="layers of the stacked interest network")
     stack_output: Literal["found", "states"] = Field(
         "found",
@@ -50,6 +53,12 @@ class ModelOptions(Options):
     ranks: int = Field(32, ge=2, le=4096, description="log-spaced rank buckets")
     match_bias: bool = Field(True, description="learned attention bias where a behaviour shares the candidate's field")
     evidence: bool = Field(True, description="pooled match statistics beside the sequence in the head")
+    evidence_from: Literal["read", "history"] = Field(
+        "read", description="match statistics of the behaviours read, or of all before the request, by the index"
+    )
+    days: list[float] = Field(
+        [1.0, 7.0, 30.0, 90.0], description="match counts over the last days, where they come from the index"
+    )
     half_lives: list[float] = Field(
         [1.0, 7.0, 30.0], description="half-lives of the time-decayed match counts; days", min_length=0, max_length=16
     )
@@ -63,6 +72,32 @@ class ModelOptions(Options):
     hidden: list[int] = Field([128], description="widths of the shared tower", min_length=1, max_length=8)
     attention_hidden: list[int] = Field([64], description="widths of DIN's attention network", min_length=1)
     dropout: float = Field(0.0, ge=0, lt=1, description="dropout in the tower")
+
+
+class SearchOptions(Options):
+    """The first stage: which behaviours of a long history are read."""
+
+    method: Literal["none", "hard", "soft", "eta", "sdim", "hybrid"] = Field(
+        "none", description="none = the most recent model.max_len; hybrid = hard and soft results together"
+    )
+    top_k: int = Field(50, ge=1, le=100_000, description="behaviours to find")
+    recent: int = Field(0, ge=0, le=100_000, description="most recent behaviours read beside those found")
+    reach: int = Field(0, ge=0, description="behaviours that are searched, the most recent; 0 = the whole history")
+    levels: list[str] = Field(
+        [], description="fields of the hard search, finest first, `any` last; empty = all category levels and `any`"
+    )
+    min_level: str = Field("", description="coarsest level of the hard search; empty = the last of the levels")
+    budgets: dict[str, int] = Field({}, description="most behaviours that a level of the hard search may contribute")
+    within_days: float = Field(0.0, ge=0, description="only behaviours of the last so many days; 0 = of any age")
+    scenarios: list[str] = Field([], description="only behaviours in these scenarios; empty = in all")
+    domains: list[str] = Field([], description="only behaviours in these domains; empty = in all")
+    hard_k: int = Field(25, ge=0, description="hybrid: how many of top_k the hard search may find")
+    score: Literal["attention", "product"] = Field(
+        "attention", description="soft: the attention's own logits, or the bare product of side information (SIM)"
+    )
+    hashes: int = Field(4, ge=1, le=64, description="sdim: groups of hash bits; eta: times hash_bits in all")
+    hash_bits: int = Field(8, ge=1, le=16, description="bits of a hash group")
+    source: str = Field("", alias="from", description="pointers written by `lsm search`, instead of searching")
 
 
 class TrainOptions(Options):
@@ -108,6 +143,7 @@ class Recipe(Options):
     name: str = Field("recipe", description="what the run is called in tables")
     description: str = Field("", description="one line: the idea and its source")
     data: DataOptions = DataOptions()
+    search: SearchOptions = SearchOptions()
     model: ModelOptions = ModelOptions()
     train: TrainOptions = TrainOptions()
 
@@ -115,17 +151,35 @@ class Recipe(Options):
     def _consistent(self) -> Recipe:
         if self.train.precision == "fp16" and self.train.device == "cpu":
             raise ValueError("train.precision: fp16 needs a GPU; use bf16 or fp32 on the CPU")
+        if self.model.attention_dim and self.model.sequence not in ("tin", "stacked_tin"):
+            raise ValueError("model.attention_dim: only tin and stacked_tin have an attention to decouple; set it to 0")
+        if self.search.method in ("soft", "eta", "sdim", "hybrid") and self.model.sequence not in (
+            "tin",
+            "stacked_tin",
+        ):
+            raise ValueError(
+                f"search.method: {self.search.method} goes by the attention of tin or stacked_tin; set model.sequence"
+            )
         return self
 
     def to_toml(self) -> str:
         """Every key with its value, ready to be run again."""
         import tomli_w
 
-        return tomli_w.dumps(self.model_dump())
+        return tomli_w.dumps(self.model_dump(by_alias=True))
 
 
-SECTIONS: dict[str, type[Options]] = {"data": DataOptions, "model": ModelOptions, "train": TrainOptions}
-KEYS = [f"{section}.{key}" for section, options in SECTIONS.items() for key in options.model_fields]
+SECTIONS: dict[str, type[Options]] = {
+    "data": DataOptions,
+    "search": SearchOptions,
+    "model": ModelOptions,
+    "train": TrainOptions,
+}
+KEYS = [
+    f"{section}.{info.alias or key}"
+    for section, options in SECTIONS.items()
+    for key, info in options.model_fields.items()
+]
 
 
 def shipped_folder() -> Path:

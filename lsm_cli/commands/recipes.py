@@ -28,10 +28,15 @@ def show(console: Console, name: str, overrides: list[str]) -> dict[str, Any]:
             value, default = getattr(values, key), info.get_default(call_default_factory=True)
             changed = "" if value == default else f"(default {_show(default)})"
             rows.append(
-                [f"{section}.{key}", f"{_show(value)} {changed}".strip(), _range(section, key, info), info.description]
+                [
+                    f"{section}.{info.alias or key}",
+                    f"{_show(value)} {changed}".strip(),
+                    _range(section, key, info),
+                    info.description,
+                ]
             )
         console.table(section, ["key", "value", "allowed", "meaning"], rows)
-    return recipe.model_dump()
+    return recipe.model_dump(by_alias=True)
 
 
 def cp(console: Console, name: str, to: Path) -> dict[str, Any]:

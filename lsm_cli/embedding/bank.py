@@ -63,18 +63,22 @@ class Bank(nn.Module):
             self.tables.append(Table(field.rows, dim, std, seed * 1009 + position))
             self.optimizers.append(row_optimizer(optimizer, field.rows, dim))
 
-    def fetch(self, batch: Batch, history: bool = True) -> dict[str, Fetched]:
+    def fetch(self, batch: Batch, history: bool = True, frozen: bool = False) -> dict[str, Fetched]:
         """Read the rows of one batch; in training mode they collect gradients and some ids are hidden.
 
         Args:
             history: also the rows of the behaviours; without them only candidates are looked up.
+            frozen: only to look at, even in training mode.
         """
+        learns = self.training and not frozen
         found = {}
         for name, rows_of, table in zip(self.names, self.maps, self.tables, strict=True):
             behaviours = batch.history.get(name) if history else None
             target = batch.target.get(name)
-            ids = [self._hide(rows_of(ids), cast(Table, table)) for ids in (behaviours, target) if ids is not None]
-            rows = cast(Table, table).fetch(*ids, grad=self.training)
+            ids = [rows_of(ids) for ids in (behaviours, target) if ids is not None]
+            if learns:
+                ids = [self._hide(part, cast(Table, table)) for part in ids]
+            rows = cast(Table, table).fetch(*ids, grad=learns)
             local = iter(rows.local)
             found[name] = Fetched(
                 rows, None if behaviours is None else next(local), None if target is None else next(local)
@@ -90,7 +94,7 @@ class Bank(nn.Module):
 
     def _hide(self, rows: Tensor, table: Table) -> Tensor:
         count = int(rows.numel() * self.unknown)
-        if not self.training or not count:
+        if not count:
             return rows
         where = torch.randint(rows.numel(), (count,), device=rows.device)
         return rows.index_fill(0, where, table.rows - 1)

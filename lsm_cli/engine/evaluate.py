@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from lsm_cli.data.batches import Assembler
 from lsm_cli.data.store import Samples, Store
 from lsm_cli.engine import metrics
 from lsm_cli.engine.device import Compute
+from lsm_cli.engine.feed import Feed
 from lsm_cli.engine.setup import Setup, visible_lengths
 from lsm_cli.errors import InputError
 from lsm_cli.models.ranking import RankingModel
@@ -23,17 +23,17 @@ LENGTH_EDGES = (0, 1, 11, 51, 201, 1001)
 
 @torch.no_grad()
 def score(
-    model: RankingModel, assembler: Assembler, compute: Compute, index: np.ndarray, progress: Progress | None = None
+    model: RankingModel, feed: Feed, compute: Compute, index: np.ndarray, progress: Progress | None = None
 ) -> np.ndarray:
     """Logits of samples `index`, in that order: float32 [n, targets]."""
     progress = progress or Silent()
     model.eval()
-    ends = np.cumsum(assembler.lengths(index)) if len(index) else np.empty(0, np.int64)
+    ends = np.cumsum(feed.lengths(index)) if len(index) else np.empty(0, np.int64)
     logits, start = [], 0
     while start < len(index):
         used = ends[start - 1] if start else 0
         stop = max(start + 1, min(start + SAMPLES, int(np.searchsorted(ends, used + BEHAVIOURS, side="right"))))
-        batch = assembler.batch(index[start:stop]).to(compute.device)
+        batch = feed.batch(index[start:stop], model)
         with compute.autocast():
             logits.append(model(batch, model.fetch(batch)).float())
         progress.advance(stop - start)
@@ -41,12 +41,12 @@ def score(
     return torch.cat(logits).cpu().numpy() if logits else np.empty((0, 0), np.float32)
 
 
-def validate(logits: np.ndarray, assembler: Assembler, index: np.ndarray, targets: list[str]) -> dict[str, Any]:
+def validate(logits: np.ndarray, feed: Feed, index: np.ndarray, targets: list[str]) -> dict[str, Any]:
     """Metrics per target on some samples."""
-    user = np.asarray(assembler.user[index])
+    user = np.asarray(feed.user[index])
     found = {}
     for column, target in enumerate(targets):
-        label = np.asarray(assembler.labels[column][index])
+        label = np.asarray(feed.labels[column][index])
         seen = label >= 0
         found[target] = metrics.summary(label[seen], logits[seen, column], user[seen])
     return found
@@ -61,10 +61,10 @@ def evaluate(
         {target: {auc, gauc, logloss, calibration, n, positives, slices: {scenario|domain|history: {name: …}},
         truth: {auc, gauc, logloss} where the world's own probabilities are known}, "samples_per_second"}.
     """
-    assembler = setup.assembler(split, shuffle_seed)
-    index = np.arange(len(assembler))
+    feed = Feed(setup, split, shuffle_seed)
+    index = np.arange(len(feed))
     started = time.perf_counter()
-    logits = score(model, assembler, setup.compute, index, progress)
+    logits = score(model, feed, setup.compute, index, progress)
     seconds = time.perf_counter() - started
     if not np.isfinite(logits).all():
         raise InputError(f"{split}: the model's scores are not finite; train it with a smaller train.lr or table_lr")

@@ -14,6 +14,11 @@ from lsm_cli.engine.device import Compute, decide
 from lsm_cli.errors import InputError
 from lsm_cli.models.ranking import RankingModel
 from lsm_cli.recipe import Recipe
+from lsm_cli.search.hard import HardOptions
+from lsm_cli.search.matches import MatchStatistics
+from lsm_cli.search.plan import hard_options
+
+EVERYTHING = 1 << 40  # behaviours, more than anybody has
 
 
 @dataclass(frozen=True)
@@ -42,20 +47,45 @@ class Setup:
 
     def model(self) -> RankingModel:
         categories = self.store.category_rows if self.store.depth else None
-        model = RankingModel(self.recipe, self.fields, len(self.targets), len(self.statistics), categories)
+        found = self.match_statistics()
+        matches = len(found.names) if found else 0
+        model = RankingModel(self.recipe, self.fields, len(self.targets), len(self.statistics), categories, matches)
         return model.to(self.compute.device)
 
     def assembler(self, split: str, shuffle_seed: int | None = None) -> Assembler:
-        reads = self.recipe.model.sequence != "none" or self.recipe.model.evidence
         return Assembler(
             self.store,
             split,
             self.fields,
             self.targets,
-            self.recipe.model.max_len if reads else 0,
+            self.reach,
             self.statistics,
             shuffle_seed,
         )
+
+    @property
+    def reach(self) -> int:
+        """Most recent behaviours that a sample may see."""
+        model, search = self.recipe.model, self.recipe.search
+        if model.sequence == "none" and not (model.evidence and model.evidence_from == "read"):
+            return 0
+        if search.method == "none" and not search.source:
+            return model.max_len
+        return search.reach or EVERYTHING
+
+    def match_statistics(self) -> MatchStatistics | None:
+        """Evidence from the whole history, if the recipe wants it."""
+        model = self.recipe.model
+        if not model.evidence or model.evidence_from == "read":
+            return None
+        shared = [field.name for field in self.fields if field.in_history and field.in_sample]
+        return MatchStatistics(self.store, shared, model.days, model.windows) if shared else None
+
+    def hard_options(self) -> HardOptions:
+        """The hard search of the recipe."""
+        options = self.recipe.search
+        top_k = min(options.hard_k, options.top_k) if options.method == "hybrid" else options.top_k
+        return hard_options(options, self.store, [field.name for field in self.fields], top_k)
 
     def decisions(self) -> list[str]:
         """What was decided and why, a line each."""

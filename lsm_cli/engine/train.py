@@ -16,6 +16,7 @@ from torch import Tensor
 
 from lsm_cli.data.batches import Batch, epoch_order
 from lsm_cli.engine import evaluate, schedule
+from lsm_cli.engine.feed import Feed
 from lsm_cli.engine.run import RunFolder
 from lsm_cli.engine.setup import Setup
 from lsm_cli.errors import InputError, LsmError
@@ -66,8 +67,8 @@ class Trainer:
     ) -> None:
         self.setup, self.run, self.progress, self.stop = setup, run, progress or Silent(), stop
         self.options = setup.recipe.train
-        self.train = setup.assembler("train")
-        self.valid = setup.assembler("valid")
+        self.train = Feed(setup, "train")
+        self.valid = Feed(setup, "valid")
         self.steps_per_epoch = math.ceil(len(self.train) / self.options.batch_size)
         self.total = self.steps_per_epoch * self.options.epochs
         self.model = setup.model()
@@ -116,12 +117,12 @@ class Trainer:
         size = self.options.batch_size
         done = self.at.step - self.at.epoch * self.steps_per_epoch
         if self.options.fresh_tables and self.at.epoch and not done:
-            self.model.bank.reset()
+            self.model.reset_tables()
         loss = torch.tensor(self.at.loss, device=self.setup.compute.device)
         for number in range(done, self.steps_per_epoch):
             started = time.perf_counter()
             index = order[number * size : (number + 1) * size]
-            loss += self._step(self.train.batch(index).to(self.setup.compute.device))
+            loss += self._step(self.train.batch(index, self.model))
             self.at.step += 1
             self.at.samples += len(index)
             self.at.pending += 1
@@ -163,7 +164,7 @@ class Trainer:
         self.dense.zero_grad(set_to_none=True)
         self.scaler.scale(loss).backward()
         self.scaler.unscale_(self.dense)
-        leaves = self.model.bank.leaves(rows)
+        leaves = self.model.leaves(rows)
         if self.scaler.is_enabled():
             for leaf in leaves:
                 if leaf.grad is not None:
@@ -176,7 +177,7 @@ class Trainer:
         self.scaler.step(self.dense)
         self.scaler.update()
         if not self.scaler.is_enabled() or self.scaler.get_scale() >= before:  # else fp16 overflowed: skip the step
-            self.model.bank.update(rows, self.options.table_lr * (rate if self.options.table_decay else 1.0))
+            self.model.update(rows, self.options.table_lr * (rate if self.options.table_decay else 1.0))
         if self.average:
             keep = min(self.options.ema, (1 + self.at.step) / (10 + self.at.step))  # forget the initial weights soon
             torch._foreach_lerp_(self.average, [p.detach() for p in self.parameters], 1 - keep)
@@ -271,7 +272,7 @@ class Trainer:
     def _fit_scales(self) -> None:
         index = epoch_order(len(self.train), self.options.seed, 1 << 30)[:FIT_SAMPLES]
         values = [
-            self.model.numbers(self.train.batch(index[start : start + 4096]).to(self.setup.compute.device))
+            self.model.numbers(self.train.batch(index[start : start + 4096], self.model))
             for start in range(0, len(index), 4096)
         ]
         self.model.numeric.fit(torch.cat(values))

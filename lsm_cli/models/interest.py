@@ -1,4 +1,8 @@
-"""How a history is read for one candidate. Every reader maps (history, candidate ṽ [B, width]) -> [B, out]."""
+"""How a history is read for one candidate. Every reader maps (history, candidate ṽ, query) -> [B, out].
+
+ṽ [B, width] is the candidate among the behaviours' representations; the query [B, width of the attention] is ṽ again,
+or the candidate in the attention's own space where that is decoupled.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +22,7 @@ class MeanPool(nn.Module):
         super().__init__()
         self.out = width
 
-    def forward(self, history: History, candidate: Tensor) -> Tensor:
+    def forward(self, history: History, candidate: Tensor, query: Tensor) -> Tensor:
         lengths = history.segments.lengths.clamp(min=1)
         return history.pool((1.0 / lengths).index_select(0, history.segments.row))
 
@@ -60,11 +64,11 @@ class DIN(nn.Module):
             self.rest.append(PReLU())
             self.rest.append(nn.Linear(before, after))
 
-    def forward(self, history: History, candidate: Tensor) -> Tensor:
+    def forward(self, history: History, candidate: Tensor, query: Tensor) -> Tensor:
         row = history.segments.row
         behaviour = history.positions()
-        key, query, difference, product = self.first.weight.chunk(4, 1)
-        per_sample = F.linear(candidate, query - difference, self.first.bias).index_select(0, row)
+        key, target, difference, product = self.first.weight.chunk(4, 1)
+        per_sample = F.linear(candidate, target - difference, self.first.bias).index_select(0, row)
         if _groups(behaviour, key):
             own = (key + difference).t() + candidate.unsqueeze(2) * product.t()  # [B, width, hidden]
             hidden = F.grouped_mm(behaviour, own, offs=history.segments.offsets[1:].int()) + per_sample
@@ -78,15 +82,16 @@ class DIN(nn.Module):
 class TIN(nn.Module):
     """Temporal Interest Network (Zhou et al., WWW'24, arXiv 2308.08487, §3): u = (Σ_i α_i ẽ_i) ⊙ ṽ.
 
-    α_i = softmax_i(⟨ẽ_i, ṽ⟩ / √width + match bias): target-aware in the attention and in the representation.
+    α_i = softmax_i(⟨ẽ_i, ṽ⟩ / √width + match bias): target-aware in the attention and in the representation. With
+    decoupled attention α goes by embeddings of its own (DARE, ICLR'25, arXiv 2410.02604, §3).
     """
 
     def __init__(self, width: int) -> None:
         super().__init__()
         self.out = width
 
-    def forward(self, history: History, candidate: Tensor) -> Tensor:
-        return history.pool(history.attend(candidate)) * candidate
+    def forward(self, history: History, candidate: Tensor, query: Tensor) -> Tensor:
+        return history.pool(history.attend(query)) * candidate
 
 
 def _groups(values: Tensor, weight: Tensor) -> bool:
@@ -101,22 +106,29 @@ class StackedTIN(nn.Module):
     u⁰ = ṽ;  f^l = Σ_i α_i^l (ẽ_i ⊙ u^{l-1}),  α^l under the query u^{l-1};  u^l = LayerNorm(u^{l-1} + W_l f^l).
 
     The head sees `states` u¹ … u^L as the paper has it, or only what each layer `found`, f¹ … f^L (one layer is then
-    TIN): u^l carries ṽ itself along, by which the head learns single items by heart.
+    TIN): u^l carries ṽ itself along, by which the head learns single items by heart. With decoupled attention the query
+    of layer l is that of the first layer plus A_l u^{l-1}.
+
+    Args:
+        attention: width of the attention's own space; 0 = it is the representation's.
     """
 
-    def __init__(self, width: int, layers: int, output: str) -> None:
+    def __init__(self, width: int, layers: int, output: str, attention: int = 0) -> None:
         super().__init__()
         self.out = width * layers
         self.output = output
         mixed = layers if output == "states" else layers - 1
         self.mix = nn.ModuleList(nn.Linear(width, width, bias=False) for _ in range(mixed))
         self.norm = nn.ModuleList(nn.LayerNorm(width) for _ in range(mixed))
+        self.ask = nn.ModuleList(nn.Linear(width, attention, bias=False) for _ in range(layers - 1 if attention else 0))
         self.layers = layers
 
-    def forward(self, history: History, candidate: Tensor) -> Tensor:
-        state, outputs = candidate, []
+    def forward(self, history: History, candidate: Tensor, query: Tensor) -> Tensor:
+        state, first, outputs = candidate, query, []
         for layer in range(self.layers):
-            found = history.pool(history.attend(state)) * state
+            if layer:
+                query = (first + self.ask[layer - 1](state)).float() if self.ask else state
+            found = history.pool(history.attend(query)) * state
             if layer < len(self.mix):
                 state = self.norm[layer](state + self.mix[layer](found)).float()
             outputs.append(state if self.output == "states" else found)

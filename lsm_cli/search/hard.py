@@ -1,4 +1,4 @@
-"""Hierarchical hard search (Tencent, arXiv 2510.21714): behaviours by the finest taxonomy level shared with the candidate.
+"""Hierarchical hard search (Tencent, arXiv 2510.21714): by the finest taxonomy level shared with the candidate.
 
 A behaviour belongs to the finest level at which it matches: the candidate's leaf, else its parent's subtree, and so on
 up to "any". Levels are filled in this order, the most recent first within a level, until K are found. With the leaf
@@ -38,7 +38,7 @@ class HardOptions:
     budgets: dict[str, int]
     within: int = 0
     only: dict[str, np.ndarray] | None = None
-    scan_below: int = 256
+    scan_below: int = 128
 
 
 class HardSearch:
@@ -49,9 +49,7 @@ class HardSearch:
         self.budgets = [min(options.budgets.get(level, options.top_k), options.top_k) for level in options.levels]
         self.values = [None if level == ANY else EventValues(store, level) for level in options.levels]
         self.indexed = all(level in store.index for level in options.levels if level != ANY)
-        self.orders = [
-            Order(store, level) if self.indexed and level != ANY else None for level in options.levels
-        ]
+        self.orders = [Order(store, level) if self.indexed and level != ANY else None for level in options.levels]
         # within one taxonomy the level just below tells: whatever matches further down matches there too
         self.finer = [_telling(store, options.levels[:place]) for place in range(len(options.levels))]
         self.filters = [
@@ -183,9 +181,11 @@ def _joined(finds: list[tuple[np.ndarray, np.ndarray, np.ndarray]]) -> tuple[np.
 def _telling(store: Store, finer: Sequence[str]) -> list[int]:
     """Which of the finer levels together say whether a behaviour was matched by any of them."""
     nested = [place for place, name in enumerate(finer) if store.fields[name].level]
-    return [place for place in range(len(finer)) if place not in nested[:-1]] if _descends(store, finer) else [
-        *range(len(finer))
-    ]
+    return (
+        [place for place in range(len(finer)) if place not in nested[:-1]]
+        if _descends(store, finer)
+        else [*range(len(finer))]
+    )
 
 
 def _descends(store: Store, levels: Sequence[str]) -> bool:

@@ -1,4 +1,4 @@
-"""Match statistics over the whole history, from the store's index: the evidence of `models.evidence` without reading it.
+"""Match statistics over the whole history, from the store's index, without reading it.
 
 How often a behaviour shares the candidate's item, category level or scenario is the length of a run; how often lately
 is a cut of it by binary search. Cost per sample is fields x cuts x log(run), whatever the length of the history.

@@ -85,10 +85,10 @@ def test_a_target_with_weight_zero_teaches_nothing(small_store: Path, tmp_path: 
 
 def test_the_unknown_row_learns(small_store: Path, tmp_path: Path) -> None:
     learned, kept = (_trained(small_store, tmp_path / s, f"train.unknown={s}") for s in ("0.1", "0.0"))
-    assert learned.model.bank.tables[0].weight[-1].any()
+    assert learned.model.space.bank.tables[0].weight[-1].any()
     item = kept.setup.store.samples("train").column("item")
-    unknown_occurs = (np.asarray(item) >= kept.model.bank.tables[0].rows - 1).any()
-    assert unknown_occurs or not kept.model.bank.tables[0].weight[-1].any()
+    unknown_occurs = (np.asarray(item) >= kept.model.space.bank.tables[0].rows - 1).any()
+    assert unknown_occurs or not kept.model.space.bank.tables[0].weight[-1].any()
 
 
 def test_tensorboard_is_an_option(small_store: Path, tmp_path: Path) -> None:

@@ -72,7 +72,7 @@ def test_tin_equals_the_literal_sum(small_store: Path) -> None:
     model.reader.register_forward_hook(lambda module, inputs, output: seen.update(inputs=inputs, output=output))
     with torch.no_grad():
         model(batch, rows)
-        history, candidate = seen["inputs"]
+        history, candidate, _query = seen["inputs"]
         behaviours = history.positions()
         for sample in range(30):
             start, stop = int(batch.offsets[sample]), int(batch.offsets[sample + 1])
@@ -90,7 +90,7 @@ def test_din_equals_its_equation(small_store: Path) -> None:
     model.reader.register_forward_hook(lambda module, inputs, output: seen.update(inputs=inputs, output=output))
     with torch.no_grad():
         _score(model, batch)
-        history, candidate = seen["inputs"]
+        history, candidate, _query = seen["inputs"]
         own, query = history.positions(), candidate[history.segments.row]
         network = torch.nn.Sequential(model.reader.first, *model.reader.rest)
         weight = network(torch.cat([own, query, own - query, own * query], 1))

@@ -8,6 +8,7 @@ order is a permutation of positions within the user's trajectory: two bytes an e
 from __future__ import annotations
 
 import fcntl
+import itertools
 import json
 import os
 import shutil
@@ -42,7 +43,7 @@ def write_orders(work: Workspace, offsets: np.ndarray, fields: dict[str, Reader]
     files = {name: work.column(f"index/{name}.npy", dtype, int(offsets[-1])) for name in fields}
     bounds = bucket_bounds(lengths, ROWS)
     with ThreadPoolExecutor(2) as pool:
-        for first, last in zip(bounds[:-1], bounds[1:], strict=True):
+        for first, last in itertools.pairwise(bounds):
             here = slice(int(offsets[first]), int(offsets[last]))
             owner = np.repeat(np.arange(last - first), lengths[first:last])
             starts = (offsets[first:last] - offsets[first])[owner]
