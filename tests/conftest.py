@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from lsm_cli.data.building.orders import add_orders
 from tests.small import write_store
 
 torch.set_num_threads(1)  # small tensors: threads only add noise
@@ -12,7 +13,9 @@ torch.set_num_threads(1)  # small tensors: threads only add noise
 
 @pytest.fixture(scope="session")
 def small_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_store(tmp_path_factory.mktemp("stores") / "small")
+    path = write_store(tmp_path_factory.mktemp("stores") / "small")
+    add_orders(path)
+    return path
 
 
 @pytest.fixture

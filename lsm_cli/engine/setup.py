@@ -14,7 +14,7 @@ from lsm_cli.engine.device import Compute, decide
 from lsm_cli.errors import InputError
 from lsm_cli.models.ranking import RankingModel
 from lsm_cli.recipe import Recipe
-from lsm_cli.search.hard import HardOptions
+from lsm_cli.search.hard import ANY, HardOptions
 from lsm_cli.search.matches import MatchStatistics
 from lsm_cli.search.plan import hard_options
 
@@ -63,6 +63,29 @@ class Setup:
             shuffle_seed,
         )
 
+    def _search_decisions(self) -> list[str]:
+        model, search = self.recipe.model, self.recipe.search
+        lines = []
+        if search.source:
+            lines.append(f"search     pointers in {search.source}")
+        elif search.method != "none":
+            parts = []
+            if search.method in ("hard", "hybrid"):
+                options = self.hard_options()
+                indexed = all(level in self.store.index for level in options.levels if level != ANY)
+                how = "by the store's index" if indexed else "scanning every history: the store has no index of them"
+                parts.append(f"{options.top_k} by {' > '.join(options.levels)}, {how}")
+            if search.method != "hard":
+                k = search.top_k - (self.hard_options().top_k if search.method == "hybrid" else 0)
+                own = f"embeddings of its own, {model.attention_dim} wide" if model.attention_dim else "the shared ones"
+                what = search.score if search.method in ("soft", "hybrid") else search.method.upper()
+                parts.append(f"{k} by {what}, {own}")
+            recent = f"; the last {search.recent:,} besides" if search.recent else ""
+            lines.append(f"search     {search.method}: {' and '.join(parts)}{recent}")
+        if model.evidence and model.evidence_from == "history":
+            lines.append("matches    counted over the whole history, by the store's index")
+        return lines
+
     @property
     def reach(self) -> int:
         """Most recent behaviours that a sample may see."""
@@ -97,11 +120,16 @@ class Setup:
             lines.append("history    not read by this recipe")
         else:
             visible = visible_lengths(self.store, "train")
-            cut = float(np.mean(visible > model.max_len)) if len(visible) else 0.0
-            lines.append(
-                f"history    the most recent {model.max_len:,} behaviours; the older ones of {cut:.0%} of the training "
-                f"samples are dropped (median {int(np.median(visible)) if len(visible) else 0:,} visible)"
-            )
+            cut = float(np.mean(visible > self.reach)) if len(visible) else 0.0
+            known = f"median {int(np.median(visible)) if len(visible) else 0:,} visible"
+            if self.reach >= EVERYTHING:
+                lines.append(f"history    all behaviours before the request ({known})")
+            else:
+                lines.append(
+                    f"history    the most recent {self.reach:,} behaviours; the older ones of {cut:.0%} of the "
+                    f"training samples are dropped ({known})"
+                )
+            lines += self._search_decisions()
         lines.append(
             f"tables     {sum(field.rows for field in self.fields):,} rows x {model.dim}, {train.table_optimizer}, "
             f"lr {train.table_lr:g}; dense lr {train.lr:g}"
