@@ -1,7 +1,8 @@
 """The control that a sequence model has to beat: LightGBM on match counts and point-in-time popularity.
 
-The counts are those of `lsm_cli.models.evidence` over the same last L behaviours that a recipe would see, beside the
-store's statistics, hour, weekday and the candidate's scenario. Rounds are chosen on the validation samples.
+The counts are those of `lsm_cli.models.evidence` over the same last L behaviours that a recipe would see (or those of
+`lsm_cli.search.matches` over all of them, --max-len 0), beside the store's statistics, hour, weekday and the
+candidate's scenario. Rounds are chosen on the validation samples.
 
     python benchmarks/control.py --data STORE --max-len 200
 """
@@ -19,6 +20,7 @@ import numpy as np
 from lsm_cli import recipe as recipes
 from lsm_cli.data.store import Store
 from lsm_cli.engine import metrics
+from lsm_cli.engine.feed import Feed
 from lsm_cli.engine.setup import Setup
 
 
@@ -26,10 +28,10 @@ def features(setup: Setup, split: str) -> tuple[np.ndarray, np.ndarray, np.ndarr
     """(numbers [n, features], label of the first target [n], user [n])."""
     import torch
 
-    assembler, model = setup.assembler(split), setup.model()
+    feed, model = Feed(setup, split), setup.model()
     parts = []
-    for start in range(0, len(assembler), 2048):
-        batch = assembler.batch(np.arange(start, min(start + 2048, len(assembler))))
+    for start in range(0, len(feed), 2048):
+        batch = feed.batch(np.arange(start, min(start + 2048, len(feed))), model)
         columns = [model.numbers(batch), batch.calendar.float()]
         columns += [
             batch.target[name].float().unsqueeze(1)
@@ -37,14 +39,15 @@ def features(setup: Setup, split: str) -> tuple[np.ndarray, np.ndarray, np.ndarr
             if name in batch.target
         ]
         parts.append(torch.cat(columns, 1).numpy())
-    return np.concatenate(parts), np.asarray(assembler.labels[0]), np.asarray(assembler.user)
+    return np.concatenate(parts), np.asarray(feed.labels[0]), np.asarray(feed.user)
 
 
 def control(store: Path, max_len: int, threads: int) -> dict[str, Any]:
-    """Fit the control and test it."""
+    """Fit the control and test it; max_len 0 = the whole history, counted by the store's index."""
     import lightgbm as lgb
 
-    options = recipes.load("tin", [f"model.max_len={max_len}", f"train.threads={threads}", "train.device=cpu"])
+    reach = [f"model.max_len={max_len}"] if max_len else ["model.evidence_from=history"]
+    options = recipes.load("dnn", ["model.evidence=true", *reach, f"train.threads={threads}", "train.device=cpu"])
     setup = Setup.of(options, Store.open(store))
     started = time.perf_counter()
     (x, y, _), (xv, yv, _), (xt, yt, user) = (features(setup, split) for split in ("train", "valid", "test"))
