@@ -27,6 +27,7 @@ SEARCHERS = {
     "recent": "tin",
     "sim_hard": "sim_hard",
     "hier_hard": "hier_hard model.evidence_from=read",
+    "hier_hard, item first": 'hier_hard model.evidence_from=read search.levels=["item","leaf","category1","any"]',
     "hier_hard + index": "hier_hard",
     "sim_soft": "sim_soft",
     "eta": "eta",

@@ -84,7 +84,9 @@ class SearchOptions(Options):
     recent: int = Field(0, ge=0, le=100_000, description="most recent behaviours read beside those found")
     reach: int = Field(0, ge=0, description="behaviours that are searched, the most recent; 0 = the whole history")
     levels: list[str] = Field(
-        [], description="fields of the hard search, finest first, `any` last; empty = all category levels and `any`"
+        [],
+        description="fields of the hard search, finest first (`leaf` = finest category level, `any` = everything); "
+        "empty = every category level, then `any`",
     )
     min_level: str = Field("", description="coarsest level of the hard search; empty = the last of the levels")
     budgets: dict[str, int] = Field({}, description="most behaviours that a level of the hard search may contribute")
