@@ -7,6 +7,7 @@ everything within reach is scored, and only what is selected goes on, so no grad
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import torch
@@ -14,15 +15,18 @@ from torch import Tensor
 
 from lsm_cli.data.batches import Batch, Pointers, Queries
 from lsm_cli.data.orders import ragged_arange
+from lsm_cli.data.store import MISSING
 from lsm_cli.engine.setup import Setup
 from lsm_cli.errors import InputError
-from lsm_cli.models.history import History
+from lsm_cli.kernels.ragged import Segments
+from lsm_cli.models.history import History, Match, SharedHistory
 from lsm_cli.models.ranking import RankingModel
 from lsm_cli.search import hashing, soft
 from lsm_cli.search.files import FoundFile
 from lsm_cli.search.found import union
 from lsm_cli.search.hard import HardSearch
 from lsm_cli.search.matches import MatchStatistics
+from lsm_cli.search.soft import Shared, share
 
 
 class Feed:
@@ -90,29 +94,72 @@ class Feed:
         return union(len(index), (found.row, found.pointer), _newest(queries, self.options.recent))
 
     def _softly(self, index: np.ndarray, model: RankingModel) -> Batch:
-        everything = self.assembler.batch(index).to(self.device)
-        keys, query = model.keys(everything)
-        scores = self._scores(keys, query, model)
-        keep = everything.rank <= self.options.recent if self.options.recent else None
-        k = self.options.top_k
-        if self.hard is not None:
-            queries = self.assembler.queries(index)
-            found = self.hard(queries)
-            row = found.row
-            place = everything.offsets.cpu().numpy()[row] + found.pointer - queries.first[row]
-            hard = torch.zeros(everything.behaviours, dtype=torch.bool)
-            hard[torch.from_numpy(place)] = True
-            keep = hard.to(self.device) if keep is None else keep | hard.to(self.device)
-            k -= self.options.hard_k
-        return everything.select(*soft.top_k(scores, keys.segments, k, keep))
+        """Score everything within reach and read the best; a history that several candidates read is read once."""
+        queries = self.assembler.queries(index)
+        shared = share(queries)
+        if not shared.pays:
+            everything = self.assembler.batch(index).to(self.device)
+            keys, query = model.keys(everything)
+            return everything.select(*self._choose(self._scores(keys, query), keys.segments, queries))
+        history, query = self._jointly(index, shared, queries, model)
+        segments = Segments(torch.from_numpy(shared.offsets).to(self.device), shared.scores)
+        found = self._choose(self._scores(history, query), segments, queries.take(shared.order))
+        read = shared.pointers(*(part.cpu().numpy() for part in found))
+        return self.assembler.batch(index, read).to(self.device)
 
-    def _scores(self, keys: History, query: Tensor, model: RankingModel) -> Tensor:
+    def _jointly(
+        self, index: np.ndarray, shared: Shared, queries: Queries, model: RankingModel
+    ) -> tuple[SharedHistory, Tensor]:
+        """Histories gathered and embedded once, and the queries of all their candidates, request by request."""
+        space, device = model.spaces[-1], self.device
+        sample, request = shared.leaders
+        histories = self.assembler.batch(index[sample[request]], shared.histories).to(device)
+        segments = Segments(histories.offsets, histories.behaviours)
+        keys = space.history(histories, segments, space.fetch(histories, frozen=True), None)
+        if len(sample) > len(request) and space.temporal is not None:  # several requests read one history
+            offsets, pointer, rank = shared.seen()
+            age = queries.time[sample].repeat(np.diff(offsets)) - self.assembler.event_time.take(pointer)
+            age = (age / self.assembler.store.ticks_per_second).astype(np.float32)
+            seen = replace(histories, age=torch.from_numpy(age), rank=torch.from_numpy(rank)).to(device)
+            segments = Segments(torch.from_numpy(offsets).to(device), len(pointer))
+            keys.added = space.temporal.parts(seen, segments)
+        nothing = Pointers(np.zeros(len(index) + 1, np.int64), np.empty(0, np.int64))
+        candidates = self.assembler.batch(index[shared.order], nothing).to(device)
+        query = space.target(space.fetch(candidates, frozen=True), len(index))
+        matches = []
+        for weight, name in zip(model.bias.weight if model.bias is not None else (), model.shared, strict=False):
+            target = candidates.target[name]
+            matches.append(Match(histories.history[name], torch.where(target > MISSING, target, -1), weight))
+        return SharedHistory(keys, matches, shared.requests(), shared.scores), query
+
+    def _choose(self, scores: Tensor, segments: Segments, queries: Queries) -> tuple[Tensor, Tensor]:
+        """The behaviours to read: those that score highest, the most recent, and what a hard search finds."""
+        parts, k = [], self.options.top_k
+        if self.options.recent:
+            parts.append(_newest(queries, self.options.recent))
+        if self.hard is not None:
+            found = self.hard(queries)
+            parts.append((found.row, found.pointer))
+            k -= self.options.hard_k
+        if not parts:
+            return soft.top_k(scores, segments, k)
+        keep = np.zeros(scores.numel(), bool)
+        first = segments.offsets.cpu().numpy()[:-1] - queries.first
+        for row, pointer in parts:
+            keep[first[row] + pointer] = True
+        return soft.top_k(scores, segments, k, torch.from_numpy(keep).to(scores.device))
+
+    def _scores(self, keys: History | SharedHistory, query: Tensor) -> Tensor:
         options = self.options
-        if options.method in ("eta", "sdim"):
-            tables = [(part.table, part.at) for part in keys.fields]
-            score = hashing.eta if options.method == "eta" else hashing.sdim
-            return score(tables, query, options.hashes, options.hash_bits)
-        return keys.scores(query, added=False) if options.score == "product" else keys.logits(query)
+        if options.method not in ("eta", "sdim"):
+            return keys.scores(query, added=False) if options.score == "product" else keys.logits(query)
+        tables = [(part.table, part.at) for part in keys.fields]
+        ours, wanted = hashing.codes(tables, query, options.hashes, options.hash_bits)
+        if options.method == "eta":
+            near = hashing.eta
+        else:
+            near = partial(hashing.sdim, hashes=options.hashes, hash_bits=options.hash_bits)
+        return keys.compare(near, ours, wanted)
 
 
 def _newest(queries: Queries, count: int) -> tuple[np.ndarray, np.ndarray]:

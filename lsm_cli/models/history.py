@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor
 
 from lsm_cli.kernels import ragged
 from lsm_cli.kernels.ragged import Occurrences, Segments
+from lsm_cli.search.soft import Request
 
 
 @dataclass
@@ -45,7 +47,10 @@ class History:
         slices = query.split([part.table.shape[1] for part in self.fields], 1)
         terms = [ragged.dot(part.table, piece, part.at) for part, piece in zip(self.fields, slices, strict=True)]
         terms += [ragged.dot(part.table, query, part.at) for part in self.added if added]
-        return torch.stack(terms).sum(0)
+        total = terms[0]
+        for term in terms[1:]:
+            total = total + term
+        return total
 
     def logits(self, query: Tensor) -> Tensor:
         """⟨ẽ_i, query⟩ / √width + bias_i, in the space of the attention: query [B, width] -> [N]."""
@@ -53,6 +58,10 @@ class History:
             return self.keys.logits(query)
         logits = self.scores(query) / self.width**0.5
         return logits if self.bias is None else logits + self.bias
+
+    def compare(self, near: Callable[[Tensor, Tensor], Tensor], ours: Tensor, wanted: Tensor) -> Tensor:
+        """near(ours[i], wanted[row_i]), elementwise: codes of the behaviours [N, …] and candidates [B, …] -> [N]."""
+        return near(ours, wanted.index_select(0, self.segments.row))
 
     def attend(self, query: Tensor) -> Tensor:
         """Softmax of the logits within each sample: query [B, width of the attention] -> [N]."""
@@ -71,3 +80,92 @@ class History:
         for part in self.added:
             written = written + ragged.take(part.table, part.at)
         return written
+
+
+@dataclass
+class Match:
+    """One field by which behaviours may match candidates, and what a match adds to the attention logit.
+
+    Attributes:
+        ids: int [M], of the behaviours; wanted: int [B], of the candidates, -1 = matches nothing.
+        weight: scalar.
+    """
+
+    ids: Tensor
+    wanted: Tensor
+    weight: Tensor
+
+
+@dataclass
+class SharedHistory:
+    """Histories embedded once and scored for many candidates: one matrix product per request instead of look-ups.
+
+    What depends on the time of the request or on the candidate comes as scalars: temporal encodings are scored bucket
+    by bucket, matches by their weight. To search with; no gradient passes.
+
+    Attributes:
+        keys: the histories, M behaviours; what is added to them occurs in what the requests see, request by request.
+        matches: what makes the bias of the logits.
+        requests: in order of their candidates.
+        total: N scores in all, the sum over the requests of candidates times behaviours.
+    """
+
+    keys: History
+    matches: list[Match]
+    requests: list[Request]
+    total: int
+
+    @torch.no_grad()
+    def scores(self, query: Tensor, added: bool = True) -> Tensor:
+        """⟨ẽ_i, query⟩, or ⟨e_i, query⟩ without what is added: query [B, width] -> [N], candidate by candidate."""
+        return self._score(query, self.keys.added if added else [], [])
+
+    @torch.no_grad()
+    def logits(self, query: Tensor) -> Tensor:
+        """⟨ẽ_i, query⟩ / √width + bias_i: query [B, width] -> [N], candidate by candidate."""
+        return self._score(query / self.keys.width**0.5, self.keys.added, self.matches)
+
+    def _score(self, query: Tensor, added: list[Part], matches: list[Match]) -> Tensor:
+        tables = [(part.table.float(), part.at.ids) for part in self.keys.fields]
+        buckets = [(query @ part.table.float().t(), part.at.ids) for part in added]
+        weights = [float(match.weight) for match in matches]
+        own = slice(0, 0)
+        keys = query.new_empty(0, query.shape[1])
+
+        def block(request: Request, out: Tensor) -> None:
+            nonlocal own, keys
+            asked, seen = request.candidates, request.behaviours
+            if request.history != own:
+                own = request.history
+                keys = torch.cat([table.index_select(0, ids[own]) for table, ids in tables], 1)
+            torch.mm(query[asked], keys[request.seen].t(), out=out)
+            for score, ids in buckets:
+                out += score[asked].index_select(1, ids[request.places])
+            for match, weight in zip(matches, weights, strict=True):
+                out.add_(match.ids[seen] == match.wanted[asked].unsqueeze(1), alpha=weight)
+
+        return self.blocks(block, query)
+
+    @property
+    def fields(self) -> list[Part]:
+        return self.keys.fields
+
+    def compare(self, near: Callable[[Tensor, Tensor], Tensor], ours: Tensor, wanted: Tensor) -> Tensor:
+        """near(ours[i], wanted[candidate]) for all pairs: codes of behaviours [M, …] and candidates [B, …] -> [N]."""
+
+        def block(request: Request, out: Tensor) -> None:
+            out.copy_(near(ours[None, request.behaviours], wanted[request.candidates, None]))
+
+        return self.blocks(block, ours)
+
+    def blocks(self, fill: Callable[[Request, Tensor], None], like: Tensor) -> Tensor:
+        """[N], filled in request by request, [candidates, behaviours] each: float32 on the device of `like`."""
+        out = torch.empty(self.total, dtype=torch.float32, device=like.device)
+        at = 0
+        for request in self.requests:
+            candidates, behaviours = request.shape
+            until = at + candidates * behaviours
+            if until > at:
+                fill(request, out[at:until].view(candidates, behaviours))
+            at = until
+        return out

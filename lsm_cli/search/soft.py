@@ -13,9 +13,10 @@ from lsm_cli.data.orders import ragged_arange
 from lsm_cli.errors import InputError
 from lsm_cli.kernels.ragged import Segments
 
-PAYS = 1_024  # behaviours scored per request, on average, from which one matrix product each beats scoring them singly
+PAYS = 2048  # scores per request, on average, from which a matrix product for each costs less than look-ups
 
 
+@torch.no_grad()
 def top_k(scores: Tensor, segments: Segments, k: int, keep: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """The k best behaviours of each sample; of equal scores the most recent.
 
@@ -30,67 +31,189 @@ def top_k(scores: Tensor, segments: Segments, k: int, keep: Tensor | None = None
     Raises:
         InputError: a score is not a number.
     """
-    value = scores.detach().float()
-    if bool(value.isnan().any()):
+    value = scores.float()
+    if value.numel() and bool(value.max().isnan()):
         raise InputError(
-            "search: the attention's scores are not numbers, so nothing can be chosen by them; train with a smaller "
-            "train.lr or train.table_lr, or train.precision=fp32"
+            "search.method: the attention's scores are not numbers, so nothing can be found by them; train with a "
+            "smaller train.lr or train.table_lr"
         )
     if keep is not None:
         value = value.masked_fill(keep, -torch.inf)
-    if k <= 0 or not value.numel():
-        chosen = torch.zeros_like(value, dtype=torch.bool)
-    elif value.is_cuda:
+    if value.is_cuda:
         chosen = by_sorting(value, segments, k)
+        place = (chosen if keep is None else chosen | keep).nonzero().squeeze(1)
     else:
-        chosen = torch.from_numpy(by_threshold(value.numpy(), segments.offsets.numpy(), k))
-    place = (chosen if keep is None else chosen | keep).nonzero().squeeze(1)
+        picked = by_threshold(value.numpy(), segments.offsets.numpy(), k)
+        place = torch.from_numpy(np.flatnonzero(picked if keep is None else picked | keep.numpy()))
     return torch.searchsorted(place, segments.offsets), place
 
 
 def by_sorting(value: Tensor, segments: Segments, k: int) -> Tensor:
-    """bool [N]: among the k best of its sample. Two stable sorts, by score and by sample; any device."""
-    order = torch.sort(value.flip(0), stable=True, descending=True).indices
-    order = value.numel() - 1 - order  # of equal scores the most recent came first
-    row = segments.row.index_select(0, order)
-    order = order.index_select(0, torch.sort(row, stable=True).indices)
-    # grouped by sample as before, so the place within a group is the place in the order less the sample's first
-    best = torch.arange(value.numel(), device=value.device) - segments.offsets.index_select(0, segments.row) < k
-    chosen = torch.empty_like(best)
-    chosen[order] = best
+    """bool [N], among the k best of its sample: by two stable sorts, of the scores and of the samples; any device."""
+    size = value.numel()
+    order = size - 1 - torch.sort(value.flip(0), stable=True, descending=True).indices  # of equals the last comes first
+    order = order.index_select(0, torch.sort(segments.row.index_select(0, order), stable=True).indices)
+    place = torch.arange(size, device=value.device) - segments.offsets.index_select(0, segments.row)
+    chosen = torch.empty(size, dtype=torch.bool, device=value.device)
+    chosen[order] = place < k  # each sample's behaviours still fill its own places, now the best first
     return chosen & (value > -torch.inf)
 
 
 def by_threshold(value: np.ndarray, offsets: np.ndarray, k: int) -> np.ndarray:
-    """bool [N]: among the k best of its sample. The k-th best score of each sample divides them; CPU.
-
-    Samples of at most k behaviours keep them all; the others are partitioned side by side with those of about the same
-    length, which costs a few instructions per behaviour where sorting costs dozens.
-    """
+    """bool [N], among the k best of its sample: those above its k-th best score, which a partition finds; CPU."""
+    if k <= 0:
+        return np.zeros(len(value), bool)
     lengths = np.diff(offsets)
     bar = np.full(len(lengths), -np.inf, np.float32)
-    long = np.flatnonzero(lengths > k)
-    size = np.frexp(lengths[long])[1]  # lengths from one power of two to the next
-    for alike in np.unique(size):
-        rows = long[size == alike]
-        width = int(lengths[rows].max())
-        where = (offsets[rows + 1] - width)[:, None] + np.arange(width)
-        beside = lengths[rows].min() < width
-        table = value.take(where, mode="clip")
-        if beside:  # the places before a shorter history's first behaviour belong to another sample
-            table[where < offsets[rows][:, None]] = -np.inf
-        table.partition(width - k, axis=1)
-        bar[rows] = table[:, width - k]
-    chosen = value > np.repeat(bar, lengths)
-    _break_ties(chosen, value, bar, offsets, k)
+    for sample in np.flatnonzero(lengths > k).tolist():  # slices: faster than samples side by side, padded
+        kth = lengths[sample] - k
+        bar[sample] = np.partition(value[offsets[sample] : offsets[sample + 1]], kth)[kth]
+    every = np.repeat(bar, lengths)
+    chosen = value > every
+    # fill up with behaviours that score as the k-th best does, the most recent first
+    tied = np.flatnonzero((value == every) & (value > -np.inf))
+    bounds = np.searchsorted(tied, offsets)
+    room = k - np.diff(np.searchsorted(np.flatnonzero(chosen), offsets))
+    first = np.maximum(bounds[:-1], bounds[1:] - np.maximum(room, 0))
+    chosen[tied[ragged_arange(first, bounds[1:] - first)[1]]] = True
     return chosen
 
 
-def _break_ties(chosen: np.ndarray, value: np.ndarray, bar: np.ndarray, offsets: np.ndarray, k: int) -> None:
-    """Fill up with behaviours that score as the k-th best does, the most recent first."""
-    tied = np.flatnonzero(value == np.repeat(np.where(bar > -np.inf, bar, np.nan), np.diff(offsets)))
-    bounds = np.searchsorted(tied, offsets)
-    above = np.diff(np.searchsorted(np.flatnonzero(chosen), offsets))
-    first = np.maximum(bounds[:-1], bounds[1:] - np.maximum(k - above, 0))
-    _, last = ragged_arange(first, bounds[1:] - first)
-    chosen[tied[last]] = True
+@dataclass
+class Request:
+    """Candidates that see the same behaviours at the same time.
+
+    Attributes:
+        candidates: of the B candidates.
+        history: a user's, of the M behaviours of all histories.
+        seen: of this history, what came before the request.
+        places: the same behaviours among those of all requests, one request after the other.
+    """
+
+    candidates: slice
+    history: slice
+    seen: slice
+    places: slice
+
+    @property
+    def behaviours(self) -> slice:
+        """Those seen, of the M behaviours of all histories."""
+        return slice(self.history.start + self.seen.start, self.history.start + self.seen.stop)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Candidates, behaviours."""
+        return self.candidates.stop - self.candidates.start, self.seen.stop - self.seen.start
+
+
+@dataclass
+class Shared:
+    """Who reads the same histories: a request asks for several candidates, a user has several requests.
+
+    Attributes:
+        order: int64 [B], the samples request by request.
+        candidates: int64 [G + 1]; request g owns the places candidates[g]:candidates[g + 1] of `order`.
+        owner: int64 [G], whose history it reads.
+        histories: what all requests of an owner see together, M behaviours.
+        start, stop: int64 [G]; request g sees the behaviours start[g]:stop[g] of the histories.
+    """
+
+    order: np.ndarray
+    candidates: np.ndarray
+    owner: np.ndarray
+    histories: Pointers
+    start: np.ndarray
+    stop: np.ndarray
+
+    @property
+    def scores(self) -> int:
+        """How many behaviours are scored, over all candidates."""
+        return int(((self.stop - self.start) * np.diff(self.candidates)).sum())
+
+    @property
+    def pays(self) -> bool:
+        """Whether scoring request by request costs less than behaviour by behaviour."""
+        return self.scores >= PAYS * max(len(self.owner), 1)
+
+    @property
+    def offsets(self) -> np.ndarray:
+        """int64 [B + 1]: where the scores of each sample lie, in `order`."""
+        return _summed(np.repeat(self.stop - self.start, np.diff(self.candidates)))
+
+    @property
+    def leaders(self) -> tuple[np.ndarray, np.ndarray]:
+        """A sample of each request, int64 [G], and the first request of each owner, int64 [U]."""
+        return self.order[self.candidates[:-1]], np.flatnonzero(_changes(self.owner))
+
+    def seen(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """What the requests see, one after the other: int64 [G + 1] offsets, int64 [R] event pointers, int32 [R] ranks.
+
+        Rank 1 is the most recent behaviour of a request.
+        """
+        lengths = self.stop - self.start
+        offsets = _summed(lengths)
+        rank = np.repeat(offsets[1:], lengths) - np.arange(offsets[-1])
+        return offsets, self.histories.pointer[ragged_arange(self.start, lengths)[1]], rank.astype(np.int32)
+
+    def requests(self) -> list[Request]:
+        """Request by request, what a matrix product needs to know."""
+        begin, until = self.histories.offsets[self.owner], self.histories.offsets[self.owner + 1]
+        places = _summed(self.stop - self.start)
+        columns = (
+            (self.candidates[:-1], self.candidates[1:]),
+            (begin, until),
+            (self.start - begin, self.stop - begin),
+            (places[:-1], places[1:]),
+        )
+        slices = (map(slice, low.tolist(), high.tolist()) for low, high in columns)
+        return [Request(*parts) for parts in zip(*slices, strict=True)]
+
+    def pointers(self, offsets: np.ndarray, place: np.ndarray) -> Pointers:
+        """Selected scores as behaviours, in the order of the batch.
+
+        Args:
+            offsets: int64 [B + 1], and place: int64 [n], positions among the scores, both in `order`.
+        """
+        sizes = np.diff(self.candidates)
+        first = np.repeat(self.start, sizes) - self.offsets[:-1]  # from a score to its behaviour
+        found = self.histories.pointer[place + np.repeat(first, np.diff(offsets))]
+        back = np.empty_like(self.order)
+        back[self.order] = np.arange(len(back))
+        lengths = np.diff(offsets)[back]
+        return Pointers(_summed(lengths), found[ragged_arange(offsets[back], lengths)[1]])
+
+
+def share(queries: Queries) -> Shared:
+    """Group the samples of a batch by request, and the requests by user."""
+    order = np.lexsort((queries.time, queries.end, queries.user))
+    user, end, time = queries.user[order], queries.end[order], queries.time[order]
+    begins = np.flatnonzero(_changes(user) | _changes(end) | _changes(time))
+    user, end, first = user[begins], end[begins], queries.first[order][begins]
+    new = _changes(user)
+    low, high = _spans(new, first, end)
+    if (high - low).sum() > (end - first).sum():  # requests far apart: what lies between is seen by none of them
+        new = np.ones(len(begins), bool)
+        low, high = first, end
+    owner = np.cumsum(new) - 1
+    offsets = _summed(high - low)
+    start = offsets[owner] + first - low[owner]
+    histories = Pointers(offsets, ragged_arange(low, high - low)[1])
+    return Shared(order, np.append(begins, len(order)), owner, histories, start, start + end - first)
+
+
+def _changes(values: np.ndarray) -> np.ndarray:
+    """bool [n]: differs from the one before; the first does."""
+    return np.concatenate([np.ones(min(len(values), 1), bool), values[1:] != values[:-1]])
+
+
+def _spans(new: np.ndarray, first: np.ndarray, end: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The smallest `first` and the largest `end` of each group; a group begins where `new` is set."""
+    at = np.flatnonzero(new)
+    return (np.minimum.reduceat(first, at), np.maximum.reduceat(end, at)) if len(at) else (first, end)
+
+
+def _summed(lengths: np.ndarray) -> np.ndarray:
+    """int64 [n + 1]: 0 and the running sums."""
+    offsets = np.zeros(len(lengths) + 1, np.int64)
+    np.cumsum(lengths, out=offsets[1:])
+    return offsets

@@ -1,0 +1,226 @@
+"""Soft search takes the best scores and nothing else, and reading a history once for all is only a matter of cost."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lsm_cli import recipe as recipes
+from lsm_cli.data.batches import Batch, Queries
+from lsm_cli.data.store import Store
+from lsm_cli.engine.feed import Feed
+from lsm_cli.engine.setup import Setup
+from lsm_cli.errors import InputError
+from lsm_cli.kernels.ragged import Segments
+from lsm_cli.models.ranking import RankingModel
+from lsm_cli.search import soft
+
+LENGTHS = st.lists(st.integers(0, 40), min_size=0, max_size=8)
+
+
+def ragged(lengths: list[int], seed: int, values: int) -> tuple[torch.Tensor, Segments]:
+    """Scores with many ties, some of them -inf."""
+    rng = np.random.default_rng(seed)
+    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+    scores = rng.integers(-values, values + 1, int(offsets[-1])).astype(np.float32) / 2
+    scores[rng.random(len(scores)) < 0.1] = -np.inf
+    return torch.from_numpy(scores), Segments(torch.from_numpy(offsets))
+
+
+def brute(scores: torch.Tensor, segments: Segments, k: int, keep: torch.Tensor) -> list[list[int]]:
+    found = []
+    for a, b in zip(segments.offsets[:-1].tolist(), segments.offsets[1:].tolist(), strict=True):
+        free = [i for i in range(a, b) if not keep[i] and scores[i] > -np.inf]
+        best = sorted(free, key=lambda i: (-float(scores[i]), -i))[:k]
+        found.append(sorted(best + [i for i in range(a, b) if keep[i]]))
+    return found
+
+
+def split(offsets: torch.Tensor, place: torch.Tensor) -> list[list[int]]:
+    assert offsets[-1] == len(place)
+    return [part.tolist() for part in place.tensor_split(offsets[1:-1])] if len(offsets) > 1 else []
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    lengths=LENGTHS,
+    seed=st.integers(0, 1 << 30),
+    k=st.integers(0, 50),
+    values=st.sampled_from([0, 1, 5, 1000]),
+    kept=st.sampled_from([0.0, 0.2, 1.0]),
+)
+def test_equals_brute_force(lengths: list[int], seed: int, k: int, values: int, kept: float) -> None:
+    scores, segments = ragged(lengths, seed, values)
+    keep = torch.from_numpy(np.random.default_rng(seed + 1).random(len(scores)) < kept)
+    expected = brute(scores, segments, k, keep)
+    assert split(*soft.top_k(scores, segments, k, keep)) == expected
+    if not kept:
+        assert split(*soft.top_k(scores, segments, k)) == expected
+    value = scores.masked_fill(keep, -torch.inf)
+    by_sorting = soft.by_sorting(value, segments, k)
+    assert np.array_equal(by_sorting.numpy(), soft.by_threshold(value.numpy(), segments.offsets.numpy(), k))
+
+
+@settings(max_examples=60, deadline=None)
+@given(lengths=LENGTHS.filter(bool), seed=st.integers(0, 1 << 30), k=st.integers(1, 30))
+def test_other_samples_and_their_order_change_nothing(lengths: list[int], seed: int, k: int) -> None:
+    scores, segments = ragged(lengths, seed, 3)
+    alone = list(scores.tensor_split(segments.offsets[1:-1]))
+    together = split(*soft.top_k(scores, segments, k))
+    order = np.random.default_rng(seed).permutation(len(lengths))
+    turned = Segments(torch.from_numpy(np.concatenate([[0], np.cumsum(np.array(lengths)[order])])))
+    permuted = split(*soft.top_k(torch.cat([alone[b] for b in order]), turned, k))
+    for place, b in enumerate(order):
+        single = split(*soft.top_k(alone[b], Segments(torch.tensor([0, lengths[b]])), k))[0]
+        assert [i - int(segments.offsets[b]) for i in together[b]] == single
+        assert [i - int(turned.offsets[place]) for i in permuted[place]] == single
+
+
+def test_what_may_never_be_found_makes_no_room_for_others() -> None:
+    """A worse behaviour appended to a history, or one that is -inf, does not disturb what is best."""
+    scores = torch.tensor([3.0, 1.0, 2.0, -torch.inf, 0.5])
+    assert split(*soft.top_k(scores[:3], Segments(torch.tensor([0, 3])), 2)) == [[0, 2]]
+    assert split(*soft.top_k(scores, Segments(torch.tensor([0, 5])), 2)) == [[0, 2]]
+    assert split(*soft.top_k(scores, Segments(torch.tensor([0, 5])), 5)) == [[0, 1, 2, 4]]
+
+
+@pytest.mark.parametrize("length", [3, 100])
+def test_a_score_that_is_no_number_is_an_error(length: int) -> None:
+    scores = torch.arange(float(length))
+    scores[1] = torch.nan
+    with pytest.raises(InputError, match=r"smaller train\.lr"):
+        soft.top_k(scores, Segments(torch.tensor([0, length])), 2)
+
+
+def queries(seed: int, users: int, size: int, reach: int) -> Queries:
+    """Requests at a few times, so that some are shared by several candidates."""
+    rng = np.random.default_rng(seed)
+    offsets = np.concatenate([[0], np.cumsum(rng.integers(0, 30, users))])
+    user = rng.integers(0, users, size)
+    end = offsets[user] + ((offsets[user + 1] - offsets[user]) * rng.integers(0, 4, size) // 3)
+    return Queries(user, np.maximum(offsets[user], end - reach), end, end + rng.integers(0, 2, size), {})
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    seed=st.integers(0, 1 << 30),
+    users=st.integers(1, 6),
+    size=st.integers(1, 30),
+    reach=st.sampled_from([1, 5, 1000]),
+)
+def test_shared_scores_stand_for_each_samples_own_behaviours(seed: int, users: int, size: int, reach: int) -> None:
+    asked = queries(seed, users, size, reach)
+    shared = soft.share(asked)
+    lengths = asked.end - asked.first
+    assert sorted(shared.order) == list(range(size)) and shared.scores == lengths.sum() == shared.offsets[-1]
+    assert np.array_equal(np.diff(shared.offsets), lengths[shared.order])
+    everything = shared.pointers(shared.offsets, np.arange(shared.scores))
+    for b in range(size):
+        own = everything.pointer[everything.offsets[b] : everything.offsets[b + 1]]
+        assert own.tolist() == list(range(asked.first[b], asked.end[b]))
+    _, pointer, rank = shared.seen()
+    histories = shared.histories
+    for request, owner in zip(shared.requests(), shared.owner, strict=True):
+        seen = pointer[request.places]
+        assert np.array_equal(seen, histories.pointer[request.behaviours])
+        assert np.array_equal(np.diff(histories.offsets)[owner], request.history.stop - request.history.start)
+        for b in shared.order[request.candidates]:
+            assert seen.tolist() == list(range(asked.first[b], asked.end[b]))
+            assert rank[request.places].tolist() == list(range(len(seen), 0, -1))
+    requests = len(set(zip(asked.user.tolist(), asked.end.tolist(), asked.time.tolist(), strict=True)))
+    assert len(shared.owner) == requests
+    if reach > 30:  # whole histories: each is read once
+        longest = {user: int(lengths[asked.user == user].max()) for user in asked.user.tolist()}
+        assert len(histories.pointer) == sum(longest.values())
+    assert len(histories.pointer) <= shared.scores
+
+
+def feed(store: Path, name: str, *overrides: str) -> tuple[Feed, RankingModel]:
+    setup = Setup.of(recipes.load(name, ["search.top_k=6", *overrides]), Store.open(store))
+    model = setup.model()
+    with torch.no_grad():
+        for weight in model.bias.parameters() if model.bias is not None else ():
+            weight.copy_(torch.linspace(0.2, 1.5, len(weight)))
+    return Feed(setup, "train"), model
+
+
+def value(chosen: Batch, scores: torch.Tensor, everything: Batch) -> list[list[float]]:
+    """The scores of what was chosen, by sample, the best first."""
+    found = []
+    for b in range(chosen.size):
+        ranks = chosen.rank[int(chosen.offsets[b]) : int(chosen.offsets[b + 1])].long()
+        found.append(sorted(scores[int(everything.offsets[b + 1]) - ranks].tolist(), reverse=True))
+    return found
+
+
+@pytest.mark.parametrize("reach", [0, 7])
+@pytest.mark.parametrize("name", ["twin", "dare", "sim_soft", "eta", "sdim", "hybrid"])
+@pytest.mark.parametrize("by_user", [True, False])
+def test_reading_a_history_once_finds_the_same(
+    small_store: Path, name: str, reach: int, by_user: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reader, model = feed(small_store, name, f"search.reach={reach}", "search.hard_k=2", "search.recent=1")
+    index = np.arange(200)
+    if by_user:
+        index = index[np.argsort(reader.user[index], kind="stable")]
+    index = np.concatenate([index, index[:20]])  # several candidates of the same request
+    everything = reader.assembler.batch(index)
+    keys, query = model.keys(everything)
+    scores = reader._scores(keys, query)
+    monkeypatch.setattr(soft, "PAYS", 1 << 60)
+    single = reader.batch(index, model)
+    monkeypatch.setattr(soft, "PAYS", 0)
+    joint = reader.batch(index, model)
+    assert torch.equal(joint.offsets, single.offsets) and joint.behaviours > 500
+    for mine, other in zip(value(joint, scores, everything), value(single, scores, everything), strict=True):
+        assert mine == pytest.approx(other, abs=1e-5)  # only scores that are equal but for rounding may change places
+    other = everything.rank.new_zeros(0)
+    for b in range(joint.size):  # and all of a behaviour is what the history holds at its place
+        ranks = joint.rank[int(joint.offsets[b]) : int(joint.offsets[b + 1])].long()
+        other = torch.cat([other, int(everything.offsets[b + 1]) - ranks])
+    expected = everything.select(joint.offsets, other)
+    assert torch.equal(joint.age, expected.age) and torch.equal(joint.labels.nan_to_num(), expected.labels.nan_to_num())
+    assert all(torch.equal(ids, expected.history[name]) for name, ids in joint.history.items())
+    assert all(torch.equal(ids, expected.target[name]) for name, ids in joint.target.items())
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [["model.temporal=[]"], ["model.match_bias=false"], ['model.temporal=["rank"]', "model.attention_dim=3"]],
+)
+def test_joint_logits_equal_those_of_single_histories(small_store: Path, overrides: list[str]) -> None:
+    """⟨ẽ_i, ṽ⟩/√d and bias, with the age and rank that a behaviour has for each of its candidates."""
+    reader, model = feed(small_store, "twin", *overrides)
+    index = np.sort(np.random.default_rng(0).permutation(len(reader))[:150])
+    asked = reader.assembler.queries(index)
+    shared = soft.share(asked)
+    assert len(shared.histories.offsets) - 1 < len(shared.owner)  # several requests read one history
+    history, query = reader._jointly(index, shared, asked, model)
+    keys, single = model.keys(reader.assembler.batch(index[shared.order]))
+    torch.testing.assert_close(query, single)
+    torch.testing.assert_close(history.logits(query), keys.logits(single), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(history.scores(query, False), keys.scores(single, False), rtol=1e-4, atol=1e-5)
+
+
+def test_rows_are_fetched_once_per_history(small_store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sixteen candidates cost the reads of one."""
+    reader, model = feed(small_store, "dare")
+    monkeypatch.setattr(soft, "PAYS", 0)
+    read = []
+    gather = reader.assembler.batch
+
+    def counted(index: np.ndarray, pointers: object = None) -> Batch:
+        made = gather(index, pointers)  # type: ignore[arg-type]
+        read.append(made.behaviours)
+        return made
+
+    monkeypatch.setattr(reader.assembler, "batch", counted)
+    sample = int(np.argmax(reader.assembler.lengths(np.arange(len(reader)))))
+    chosen = reader.batch(np.full(16, sample), model)
+    length = int(reader.assembler.lengths(np.array([sample]))[0])
+    assert sum(read) - chosen.behaviours == length
