@@ -26,8 +26,8 @@ from accuracy import run, spread
 SEARCHERS = {
     "recent": "tin",
     "sim_hard": "sim_hard",
+    "hier_hard, categories only": 'hier_hard model.evidence_from=read search.levels=["leaf","category1","any"]',
     "hier_hard": "hier_hard model.evidence_from=read",
-    "hier_hard, item first": 'hier_hard model.evidence_from=read search.levels=["item","leaf","category1","any"]',
     "hier_hard + index": "hier_hard",
     "sim_soft": "sim_soft",
     "eta": "eta",

@@ -124,6 +124,37 @@ def train(
     _run(work, json, quiet, debug)
 
 
+@app.command()
+def search(
+    data: Data,
+    recipe: Annotated[
+        str | None,
+        typer.Option("--recipe", "-r", help="Shipped recipe or a TOML file.", show_default="the run's own"),
+    ] = None,
+    run: Annotated[
+        Path | None, typer.Option("--run", help="Run whose attention searches (soft) and judges.", show_default=False)
+    ] = None,
+    split: Annotated[str, typer.Option(help="Samples to search for, or all.")] = "test",
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Folder for pointers and report.", show_default=False)
+    ] = None,
+    overrides: Overrides = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier result in --out.")] = False,
+    sample: Annotated[int, typer.Option(help="Samples judged by the run's attention.", min=1)] = 5000,
+    json: Json = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Run a recipe's search by itself: what it finds, how far back, how fast; write pointers for training."""
+
+    def work(console: Any) -> dict[str, Any]:
+        from lsm_cli.commands import search as command
+
+        return command.search(console, recipe, data, run, split, out, overrides or [], overwrite, sample)
+
+    _run(work, json, quiet, debug)
+
+
 @app.command("eval")
 def evaluate(
     run: Annotated[Path, typer.Argument(help="Folder of a run.")],

@@ -86,7 +86,7 @@ class SearchOptions(Options):
     levels: list[str] = Field(
         [],
         description="fields of the hard search, finest first (`leaf` = finest category level, `any` = everything); "
-        "empty = every category level, then `any`",
+        "empty = item, every category level, `any`",
     )
     min_level: str = Field("", description="coarsest level of the hard search; empty = the last of the levels")
     budgets: dict[str, int] = Field({}, description="most behaviours that a level of the hard search may contribute")

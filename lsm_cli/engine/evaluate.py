@@ -101,8 +101,12 @@ def _slices(store: Store, split: str, samples: Samples) -> dict[str, dict[str, n
             found[kind] = {names.get(str(i), f"#{i}"): ids == i for i in np.unique(ids)}
     visible = visible_lengths(store, split)
     bucket = np.searchsorted(LENGTH_EDGES, visible, side="right") - 1
+    found["history"] = {name: bucket == place for place, name in enumerate(length_names())}
+    return found
+
+
+def length_names() -> list[str]:
+    """Names of the history-length buckets."""
     upper = [edge - 1 for edge in LENGTH_EDGES[1:]]
     names = ["0", *(f"{low}–{high}" for low, high in zip(LENGTH_EDGES[1:], upper[1:], strict=False))]
-    names.append(f"{LENGTH_EDGES[-1]}+")
-    found["history"] = {name: bucket == place for place, name in enumerate(names)}
-    return found
+    return [*names, f"{LENGTH_EDGES[-1]}+"]

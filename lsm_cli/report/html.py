@@ -45,6 +45,17 @@ class Page:
         if points:
             self.parts.append(f"<h2>{escape(title)}</h2>{_chart(series, points)}")
 
+    def bars(self, title: str, values: Mapping[str, float], unit: str = "") -> None:
+        """A horizontal bar per name, longest = the largest value."""
+        most, drawn = max(values.values(), default=0) or 1, []
+        for number, (name, value) in enumerate(values.items()):
+            top, long = 26 * number, round((WIDTH - 260) * value / most, 1)
+            drawn.append(f'<text x="150" y="{top + 17}" text-anchor="end">{escape(name)}</text>')
+            drawn.append(f'<rect x="160" y="{top + 4}" width="{long}" height="18" fill="{COLOURS[0]}"/>')
+            drawn.append(f'<text x="{168 + long}" y="{top + 17}">{value:,.3g}{escape(unit)}</text>')
+        size = f'viewBox="0 0 {WIDTH} {26 * len(values)}" width="{WIDTH}" height="{26 * len(values)}"'
+        self.parts.append(f'<h2>{escape(title)}</h2><svg {size} role="img">{"".join(drawn)}</svg>')
+
     def render(self) -> str:
         return (
             '<!doctype html><html lang="en"><head><meta charset="utf-8">'

@@ -1,7 +1,8 @@
 """Hierarchical hard search (Tencent, arXiv 2510.21714): by the finest taxonomy level shared with the candidate.
 
 A behaviour belongs to the finest level at which it matches: the candidate's leaf, else its parent's subtree, and so on
-up to "any". Levels are filled in this order, the most recent first within a level, until K are found. With the leaf
+up to "any". Levels are filled in this order, the most recent first within a level, until K are found. The item itself
+may stand below the leaf: a busy leaf then cannot crowd out the very item. With the leaf
 alone this is SIM's hard search (arXiv 2006.05639, §3.2.1), with "any" alone the most recent K.
 """
 

@@ -36,12 +36,12 @@ def hard_options(options: SearchOptions, store: Store, fields: list[str], top_k:
 
 
 def _levels(options: SearchOptions, store: Store, fields: list[str]) -> list[str]:
-    """Finest first; all category levels and `any` unless the recipe says otherwise."""
+    """Finest first; the item, every category level and `any` unless the recipe says otherwise."""
     shared = [name for name in fields if store.fields[name].in_history and store.fields[name].in_sample]
     leaf_first = sorted(
         (name for name in shared if store.fields[name].level), key=lambda name: -store.fields[name].level
     )
-    levels = list(options.levels) or [*leaf_first, ANY]
+    levels = list(options.levels) or [*(name for name in shared if name == "item"), *leaf_first, ANY]
     if "leaf" in levels and leaf_first:
         levels[levels.index("leaf")] = leaf_first[0]
     for place, name in enumerate(levels):
