@@ -34,13 +34,13 @@ class Order:
             (low, high): int64 [n], the places low:high of the order hold the events of the part with this value,
             oldest first.
         """
-        known = value > MISSING
+        known, last = value > MISSING, len(self.order) - 1
         start = np.tile(self.offsets[user], 2)
         wanted, bound = np.tile(np.where(known, value, 0), 2), np.concatenate([first, end])
         low, high = start.copy(), np.tile(np.where(known, self.offsets[user + 1], self.offsets[user]), 2)
         for _ in range(int((high - low).max(initial=0)).bit_length()):
-            middle = np.minimum((low + high) >> 1, len(self.order) - 1)
-            pointer = start + self.order.take(middle)
+            middle = np.minimum((low + high) >> 1, last)  # searches that are done may point behind their user
+            pointer = np.minimum(start + self.order.take(middle), last)
             found = self.values.at(pointer)
             less = (found < wanted) | ((found == wanted) & (pointer < bound))
             less &= low < high

@@ -1,0 +1,71 @@
+"""Match statistics by the index are those of a reading of the whole history."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lsm_cli.data.batches import Assembler
+from lsm_cli.data.store import MISSING, Store
+from lsm_cli.errors import InputError
+from lsm_cli.kernels.ragged import Segments
+from lsm_cli.models.evidence import Evidence, match_mask
+from lsm_cli.search.matches import MatchStatistics
+from tests.search.forest import random_queries, random_store, value
+
+FIELDS = ["item", "category1", "category3", "scenario"]
+DAY = 86_400.0
+
+
+@settings(max_examples=60, deadline=None)
+@given(seed=st.integers(0, 1 << 30), longest=st.sampled_from([0, 5, 80]))
+def test_equals_a_literal_count(seed: int, longest: int) -> None:
+    store, rng = random_store(seed, longest=longest)
+    queries = random_queries(store, rng, 20)
+    days, windows = [5 / DAY, 20 / DAY], [3, 10]
+    statistics = MatchStatistics(store, FIELDS, days, windows)
+    found = statistics(queries)
+    time = store.column("time")
+    for b in range(len(queries)):
+        first, end, now = int(queries.first[b]), int(queries.end[b]), int(queries.time[b])
+        expected: list[float] = []
+        for field in FIELDS:
+            wanted = int(queries.target[field][b])
+            hits = [p for p in range(first, end) if wanted > MISSING and value(store, field, p) == wanted]
+            expected.append(len(hits))
+            expected += [sum(time[p] >= now - round(day * DAY) for p in hits) for day in days]
+            expected += [sum(p >= end - window for p in hits) for window in windows]
+            expected += [now - time[hits[-1]], end - hits[-1]] if hits else [-1, -1]
+        expected += [end - first, now - time[end - 1] if end > first else -1]
+        np.testing.assert_allclose(found[b], expected, err_msg=str(statistics.names))
+
+
+def test_equals_the_evidence_of_the_whole_history(small_store: Path) -> None:
+    store = Store.open(small_store)
+    fields = ["item", "category1", "category2", "scenario"]
+    assembler = Assembler(store, "train", list(store.fields.values()), store.targets, 1 << 40, [])
+    index = np.arange(300)
+    batch = assembler.batch(index)
+    segments = Segments(batch.offsets, batch.behaviours)
+    evidence = Evidence(fields, [1.0], [10])
+    read = evidence(batch, segments, {name: match_mask(batch, segments, name) for name in fields})
+    statistics = MatchStatistics(store, fields, [1.0], [10])
+    counted = torch.from_numpy(statistics(assembler.queries(index)))
+    both = [name for name in statistics.names if name in evidence.names]
+    assert len(both) == 4 * 4 + 2
+    for name in both:
+        torch.testing.assert_close(
+            counted[:, statistics.names.index(name)], read[:, evidence.names.index(name)], msg=name
+        )
+
+
+def test_a_store_without_an_index_says_how_to_add_it() -> None:
+    store, _ = random_store(1)
+    store.manifest["index"] = {"fields": []}
+    with pytest.raises(InputError, match="--index-only"):
+        MatchStatistics(store, FIELDS, [1.0], [10])
