@@ -146,6 +146,8 @@ class HardSearch:
         allowed = self._allowed(pointer)
         if allowed is not None:
             row, pointer = row[allowed], pointer[allowed]
+        if np.bincount(row, minlength=1).max() <= min(self.budgets):
+            return self._all(queries, row, pointer)
         need = np.full(len(queries), self.options.top_k)
         finds = []
         for level, (name, values) in enumerate(zip(self.options.levels, self.values, strict=True)):
@@ -160,6 +162,18 @@ class HardSearch:
             need -= np.bincount(row[last], minlength=len(need))
             row, pointer = row[~match], pointer[~match]
         return _joined(finds)
+
+    def _all(self, queries: Queries, row: np.ndarray, pointer: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """No budget can run out: every behaviour that matches at all, by its finest level."""
+        level = np.full(len(row), len(self.values), np.int64)
+        for place, values in reversed([*enumerate(self.values)]):
+            if values is None:
+                level[:] = place
+            else:
+                target = queries.target[self.options.levels[place]]
+                level[values.at(pointer) == np.where(target > MISSING, target, -1)[row]] = place
+        found = level < len(self.values)
+        return (row, level, pointer) if found.all() else (row[found], level[found], pointer[found])
 
 
 def _last(row: np.ndarray, most: np.ndarray) -> np.ndarray:
