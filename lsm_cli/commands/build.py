@@ -78,6 +78,7 @@ def build_sequences(
         "history",
         "positives",
         "meeting",
+        "unmapped",
         "statistics",
         "notes",
         "build",
@@ -197,6 +198,8 @@ def _report(console: Console, out: Path, manifest: dict[str, Any]) -> None:
     console.table("fields", ["field", "values", "seen in training", "stored as", "known of"], fields)
     if any(row["samples_meeting"] or row["events_meeting"] for row in manifest["meeting"]):
         _report_meeting(console, manifest["meeting"])
+    if manifest["unmapped"]:
+        _report_unmapped(console, manifest)
     history = manifest["history"]
     console.table(
         f"store {out}",
@@ -245,6 +248,19 @@ def _report_meeting(console: Console, met: list[dict[str, Any]]) -> None:
         rows.append([row["domain"] or "(none)", row["level"], events, share(row["samples_meeting"], row["samples"])])
     what = "whose node another domain has too" if len(domains) > 1 else "whose node occurs among the events"
     console.table(f"categories {what}", ["domain", "level", "events", "samples"], rows)
+
+
+def _report_unmapped(console: Console, manifest: dict[str, Any]) -> None:
+    """The largest categories that meet nothing, and how to map them."""
+    rows = [[row["domain"], row["path"], f"{row['events']:,}", f"{row['samples']:,}"] for row in manifest["unmapped"]]
+    align = manifest["description"].get("taxonomy", {}).get("align")
+    file = f"add lines to {align}" if align else 'name a csv under [taxonomy], align = "FILE.csv"'
+    console.table(
+        "largest categories that meet no other domain",
+        ["domain", "path", "events", "samples"],
+        rows,
+        note=f"to map them, {file}; its columns are domain,path,shared",
+    )
 
 
 def _check(console: Console, description: Description) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import tomli_w
 from lsm_cli.commands.build import build_sequences
 from lsm_cli.errors import InputError
 from lsm_cli.report.console import Console
-from tests.data.building import DESCRIPTION, EVENTS, anchors, event, write
+from tests.data.building import DESCRIPTION, EVENTS, SAMPLES, anchors, event, write
 
 
 @pytest.fixture
@@ -40,6 +40,28 @@ def test_tables_and_the_next_command(dataset: Path, capsys: pytest.CaptureFixtur
     for word in ("samples", "rows not used", "no user", "history p50", "bytes an event", "next: lsm train --recipe"):
         assert word in said.out
     assert "split" in said.err and "memory" in said.err
+
+
+def test_what_is_unmapped_is_said_with_the_way_to_map_it(dataset: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    build_sequences(Console(), str(dataset), dataset.parent / "store")
+    assert "meet no other domain" not in capsys.readouterr().out  # one domain: nothing to map
+    write(dataset.parent, "text", [{"user": 0, "item": 90 + n, "ts": 5, "topic": "odd"} for n in range(3)])
+    text = {"path": "text.parquet", "user": "user", "item": "item", "time": EVENTS["time"], "category": ["topic"]}
+    raw = DESCRIPTION | {
+        "events": [EVENTS | {"domain": "ad"}, text | {"domain": "text"}],
+        "samples": SAMPLES | {"domain": "ad"},
+    }
+    dataset.write_text(tomli_w.dumps(raw))
+    found = build_sequences(Console(), str(dataset), dataset.parent / "store", overwrite=True)
+    said = " ".join(capsys.readouterr().out.split())
+    assert found["unmapped"][0] == {"domain": "text", "path": "odd", "events": 3, "samples": 0}
+    for words in ("text odd 3 0", "[taxonomy]", "domain,path,shared"):
+        assert words in said
+    (dataset.parent / "map.csv").write_text("domain,path,shared\ntext,odd,g1\n")
+    dataset.write_text(tomli_w.dumps(raw | {"taxonomy": {"align": "map.csv"}}))
+    found = build_sequences(Console(), str(dataset), dataset.parent / "store", overwrite=True)
+    assert "add lines to map.csv" in capsys.readouterr().out
+    assert all(row["domain"] != "text" for row in found["unmapped"])
 
 
 def test_quiet_and_notes(dataset: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lsm_cli.data.building.taxonomy import PathEncoder, Tree, meeting, read_alignment
+from lsm_cli.data.building.taxonomy import PathEncoder, Tree, meeting, read_alignment, unmapped
 from lsm_cli.data.description import Taxonomy
 from lsm_cli.errors import InputError
 from tests.data.building import DESCRIPTION, EVENTS, SAMPLES, anchors, build, event, write
@@ -116,6 +116,64 @@ def test_domains_that_the_alignment_does_not_mention_speak_the_shared_names() ->
     assert node[paths[0]] == node[paths[1]] == node[paths[2]] != node[paths[3]]
 
 
+def test_what_is_unmapped_is_named_where_it_parts_from_the_others() -> None:
+    paths = [
+        ("ad", "sport", "ball", None),
+        ("ad", "home", "sofa", "red"),
+        ("ad", "home", "sofa", "blue"),
+        ("video", "ballgames", "football", "cup"),
+        ("video", "ballgames", None, None),
+        ("video", "news", "local", None),
+        (None, "odd", None, None),
+        ("video", None, "lost", None),
+    ]
+    tree = Tree(frame(paths), 3, aligned([("video", "ballgames", "sport/ball")]), True)
+    count = {path: 10**place for place, path in enumerate(paths)}
+    events = np.array([count[path] for path in tree.raw.rows()])
+    samples = np.where(np.arange(len(events)) % 2, 3, 0)
+
+    def named(most: int = 10) -> list[tuple[object, ...]]:
+        found = unmapped(tree, events, samples, Taxonomy(align="map.csv", separator=" > "), most)
+        return [(row["domain"], row["path"], row["events"]) for row in found]
+
+    whole = [("video", "news", 100_000), ("video", "ballgames > football", 1_000), ("ad", "home", 110)]
+    assert named() == whole and named(2) == whole[:2]
+
+
+def test_one_domain_is_unmapped_where_the_alignment_does_not_speak_of_it() -> None:
+    paths = [("ad", "a", "b", None), ("ad", "c", "d", None)]
+    ones = np.ones(2, np.int64)
+    tree = Tree(frame(paths), 3, aligned([("ad", "a", "x")]), True)
+    found = unmapped(tree, ones, ones, Taxonomy(align="map.csv"))
+    assert [(row["path"], row["events"], row["samples"]) for row in found] == [("a/b", 1, 1), ("c", 1, 1)]
+    assert not unmapped(Tree(frame(paths), 3, None, True), ones, ones, Taxonomy())
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(PATHS, st.booleans())
+def test_what_is_not_unmapped_meets_at_every_level(paths: list[tuple[str | None, ...]], shared: bool) -> None:
+    tree = Tree(frame(paths), 3, None, shared)
+    ones = np.ones(len(paths), np.int64)
+    found = unmapped(tree, ones, ones, Taxonomy(separator="|"), most=100)
+    named = [(row["domain"], tuple(str(row["path"]).split("|"))) for row in found]
+    if len({path[0] for path in paths} - {None}) < 2:
+        assert not named
+        return
+    for path in paths:
+        others = [real(other) for other in paths if other[0] != path[0]]
+        parts = real(path)
+        apart = [
+            n
+            for n in range(1, len(parts) + 1)
+            if not any(o[:n] == parts[:n] and (shared or not path[0]) for o in others)
+        ]
+        mine = [name for domain, name in named if domain == path[0] and parts[: len(name)] == name]
+        assert mine == ([parts[: apart[0]]] if apart and path[0] is not None else [])
+    assert sum(int(row["events"]) for row in found) == sum(
+        any(domain == path[0] and real(path)[: len(name)] == name for domain, name in named) for path in paths
+    )
+
+
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
@@ -160,6 +218,8 @@ def test_a_store_of_two_taxonomies(tmp_path: Path) -> None:
     assert top[0] == top[2] and len(set(top.tolist())) == 3
     met = [(row["domain"], row["level"], row["events_meeting"]) for row in store.manifest["meeting"]]
     assert met == [("ad", 1, 1), ("text", 1, 1), ("ad", 2, 0), ("text", 2, 0)]
+    missed = {(row["domain"], row["path"]): (row["events"], row["samples"]) for row in store.manifest["unmapped"]}
+    assert missed == {("ad", "g1/s1"): (1, 2), ("ad", "g1/s3"): (0, 1), ("ad", "g0"): (1, 1), ("text", "x"): (1, 0)}
     del raw["samples"]["domain"]
     with pytest.raises(InputError, match=r"samples\.domain is missing"):
         build(tmp_path, raw, out="other")

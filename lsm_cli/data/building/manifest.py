@@ -11,7 +11,7 @@ from lsm_cli.data.building.encoding import Encoded
 from lsm_cli.data.building.moments import iso
 from lsm_cli.data.building.requests import Requests
 from lsm_cli.data.building.samples import Sampled
-from lsm_cli.data.building.taxonomy import meeting
+from lsm_cli.data.building.taxonomy import meeting, unmapped
 from lsm_cli.data.building.vocabulary import write_vocabulary
 from lsm_cli.data.building.workspace import Workspace
 from lsm_cli.data.description import SPLITS
@@ -57,6 +57,10 @@ def describe_store(
     history = dict(
         zip(("p50", "p90", "p99", "max"), np.percentile(lengths, [50, 90, 99, 100], method="lower"), strict=True)
     )
+    met, missed = [], []
+    if encoded.tree is not None:
+        met = meeting(encoded.tree, encoded.event_paths, encoded.sample_paths)
+        missed = unmapped(encoded.tree, encoded.event_paths, encoded.sample_paths, description.taxonomy)
     return {
         "format": FORMAT,
         "name": description.name,
@@ -72,7 +76,8 @@ def describe_store(
         "split": {"how": requests.how, "dates": dates},
         "events": [iso(counted.first, resolution), iso(counted.last, resolution)],
         "dropped": counted.dropped,
-        "meeting": meeting(encoded.tree, encoded.event_paths, encoded.sample_paths) if encoded.tree else [],
+        "meeting": met,
+        "unmapped": missed,
         "history": {name: int(value) for name, value in history.items()},
         "positives": sampled.positives,
         "notes": _notes(encoded, sampled),

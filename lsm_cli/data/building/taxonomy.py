@@ -202,6 +202,42 @@ def meeting(tree: Tree, events: np.ndarray, samples: np.ndarray) -> list[dict[st
     return rows
 
 
+def unmapped(
+    tree: Tree, events: np.ndarray, samples: np.ndarray, options: Options, most: int = 10
+) -> list[dict[str, int | str]]:
+    """The largest categories that meet no other domain, in their domain's own words: what `align` may still map.
+
+    Of a branch only the node is named at which it parts from the other domains. With one domain that is where `align`
+    no longer speaks of it; without `align` either, nothing is to be mapped.
+
+    Args:
+        events, samples: int64 [distinct paths], how many of them have each path of `tree.raw`.
+        most: how many to name.
+    """
+    names = tree.raw["domain"].unique().drop_nulls()
+    if len(names) < (1 if options.align else 2):
+        return []
+    domain = tree.raw["domain"].rank("dense").fill_null(0).to_numpy().astype(np.int64)
+    domains, used = int(domain.max()) + 1, events + samples > 0
+    marked = np.append(np.zeros(_FIRST, bool), tree.keys.str.ends_with(f"{_OWN}{names[0]}").to_numpy())
+    parting = np.zeros(tree.raw.height, np.int64)  # coarsest level at which nobody else is there; 0 = none
+    for level in reversed(range(tree.depth)):
+        node = tree.ancestors[tree.node_of_path, level].astype(np.int64)
+        owners = np.bincount(np.unique(node[used] * domains + domain[used]) // domains, minlength=tree.nodes)
+        alone = owners == 1 if len(names) > 1 else marked
+        parting[(node > MISSING) & alone[node]] = level + 1
+    columns = [pl.col(name) for name in tree.raw.columns[1:]]
+    whole = [pl.all_horizontal(column.is_not_null() for column in columns[: n + 1]) for n in range(len(columns))]
+    below = tree.level[tree.node_of_path] - parting  # an aligned node may stand deeper in the tree than in the logs
+    length = (pl.sum_horizontal(whole).cast(pl.Int64) - pl.Series(below)).clip(lower_bound=1)
+    path = pl.concat_list(columns).list.head(length).list.join(options.separator)
+    counted = tree.raw.select("domain", path.alias("path"), events=pl.Series(events), samples=pl.Series(samples))
+    alone_there = counted.filter(pl.Series((parting > 0) & used), pl.col("domain").is_not_null())
+    sums = alone_there.group_by("domain", "path").agg(pl.col("events", "samples").sum())
+    order = pl.struct(-pl.col("events"), -pl.col("samples"), "domain", "path")
+    return sums.sort(order).head(most).to_dicts()
+
+
 def read_alignment(file: Path, options: Options, domains: list[str], depth: int) -> pl.DataFrame:
     """domain, path, shared: paths as lists of parts.
 
