@@ -126,10 +126,13 @@ def train(
 
 @app.command()
 def search(
-    data: Data,
     recipe: Annotated[
         str | None,
         typer.Option("--recipe", "-r", help="Shipped recipe or a TOML file.", show_default="the run's own"),
+    ] = None,
+    data: Annotated[
+        Path | None,
+        typer.Option("--data", help="Store made by `lsm build-sequences`.", show_default="the run's own"),
     ] = None,
     run: Annotated[
         Path | None, typer.Option("--run", help="Run whose attention searches (soft) and judges.", show_default=False)

@@ -39,20 +39,18 @@ class Feed:
     """
 
     def __init__(self, setup: Setup, split: str, shuffle_seed: int | None = None) -> None:
+        self.file, self.hard = None, None
+        if setup.recipe.search.source:
+            file = FoundFile(setup.recipe.search.source, setup.store, split)
+            if shuffle_seed is None:
+                self.file = file
+            else:
+                setup = _live(setup, file)
         self.options = setup.recipe.search
         self.device = setup.compute.device
         self.assembler = setup.assembler(split, shuffle_seed)
         self.user, self.labels = self.assembler.user, self.assembler.labels
         self.matches: MatchStatistics | None = setup.match_statistics()
-        self.file, self.hard = None, None
-        live = not self.options.source
-        if not live and shuffle_seed is None:
-            self.file = FoundFile(self.options.source, setup.store, split)
-        elif not live and self.options.method != "hard":
-            raise InputError(
-                "search.from: pointers found for one history say nothing about another's, so this run has no shuffled "
-                "control; train it with the search itself (search.from='')"
-            )
         if self.file is None and self.options.method in ("hard", "hybrid"):
             self.hard = HardSearch(setup.store, setup.hard_options())
         self.soft = self.file is None and self.options.method in ("soft", "eta", "sdim", "hybrid")
@@ -62,8 +60,10 @@ class Feed:
 
     def lengths(self, index: np.ndarray) -> np.ndarray:
         """Behaviours that a batch of these samples gathers at most, int64 [len(index)]."""
+        if self.file is not None:
+            return self.file.lengths(index)
         reach = self.assembler.lengths(index)
-        if self.soft or (self.file is None and self.hard is None):
+        if self.soft or self.hard is None:
             return reach
         return np.minimum(reach, self.options.top_k + self.options.recent)
 
@@ -80,6 +80,26 @@ class Feed:
                 found = self.matches(whole)
                 batch.matches = torch.from_numpy(found).to(self.device)
         return batch
+
+    @torch.no_grad()
+    def find(self, index: np.ndarray, model: RankingModel | None = None) -> Pointers:
+        """What the samples `index` read, for those who want no more than that.
+
+        Args:
+            model: whose attention searches; a hard search needs none.
+        """
+        queries = self.assembler.queries(index)
+        if self.soft:
+            assert model is not None
+            batch = self._softly(index, model)
+            offsets, rank = batch.offsets.cpu().numpy(), batch.rank.cpu().numpy()
+            return Pointers(offsets, np.repeat(queries.end, np.diff(offsets)) - rank)
+        return self._pointers(index) or union(len(index), _newest(queries, len(self.assembler.event_time)))
+
+    @torch.no_grad()
+    def scores(self, everything: Batch, model: RankingModel) -> Tensor:
+        """What a soft search goes by, for every behaviour of a batch: [N], -inf = never found."""
+        return self._scores(*model.keys(everything))
 
     def _pointers(self, index: np.ndarray) -> Pointers | None:
         """What a search of the store alone finds; None = the most recent."""
@@ -160,6 +180,21 @@ class Feed:
         else:
             near = partial(hashing.sdim, hashes=options.hashes, hash_bits=options.hash_bits)
         return keys.compare(near, ours, wanted)
+
+
+def _live(setup: Setup, file: FoundFile) -> Setup:
+    """The same, searching as the file was searched: pointers found for one history say nothing about another's.
+
+    Raises:
+        InputError: the file was found by attention, which is another model's.
+    """
+    if file.search.method != "hard":
+        raise InputError(
+            f"search.from: {file.path} was found by {file.search.method} search for each user's own history, and the "
+            "model that found it is not part of this run, so there is no shuffled control; train with the search "
+            "itself (search.from='')"
+        )
+    return replace(setup, recipe=setup.recipe.model_copy(update={"search": file.search}))
 
 
 def _newest(queries: Queries, count: int) -> tuple[np.ndarray, np.ndarray]:

@@ -47,14 +47,32 @@ class Page:
 
     def bars(self, title: str, values: Mapping[str, float], unit: str = "") -> None:
         """A horizontal bar per name, longest = the largest value."""
-        most, drawn = max(values.values(), default=0) or 1, []
-        for number, (name, value) in enumerate(values.items()):
-            top, long = 26 * number, round((WIDTH - 260) * value / most, 1)
+        self.stacks(title, {"": values}, unit)
+
+    def stacks(self, title: str, series: Mapping[str, Mapping[str, float]], unit: str = "") -> None:
+        """A horizontal bar per name, made of one piece per series, and the sum beside it."""
+        names = list(dict.fromkeys(name for values in series.values() for name in values))
+        sums = {name: sum(values.get(name, 0) for values in series.values()) for name in names}
+        most, drawn = max(sums.values(), default=0) or 1, []
+        for number, name in enumerate(names):
+            top, left = 26 * number, 160.0
             drawn.append(f'<text x="150" y="{top + 17}" text-anchor="end">{escape(name)}</text>')
-            drawn.append(f'<rect x="160" y="{top + 4}" width="{long}" height="18" fill="{COLOURS[0]}"/>')
-            drawn.append(f'<text x="{168 + long}" y="{top + 17}">{value:,.3g}{escape(unit)}</text>')
-        size = f'viewBox="0 0 {WIDTH} {26 * len(values)}" width="{WIDTH}" height="{26 * len(values)}"'
-        self.parts.append(f'<h2>{escape(title)}</h2><svg {size} role="img">{"".join(drawn)}</svg>')
+            for place, (kind, values) in enumerate(series.items()):
+                long = (WIDTH - 260) * values.get(name, 0) / most
+                shape = f'x="{left:.1f}" y="{top + 4}" width="{long:.1f}" height="18"'
+                told = f"<title>{escape(kind)} {values.get(name, 0):,.3g}{escape(unit)}</title>"
+                drawn.append(f'<rect {shape} fill="{COLOURS[place % len(COLOURS)]}">{told}</rect>')
+                left += long
+            value = f"{sums[name]:,.0f}" if sums[name] >= 1000 else f"{sums[name]:.3g}"
+            drawn.append(f'<text x="{left + 8:.1f}" y="{top + 17}">{value}{escape(unit)}</text>')
+        legend = "".join(
+            f'<span style="color:{COLOURS[place % len(COLOURS)]}">■</span> {escape(kind)} &nbsp; '
+            for place, kind in enumerate(series)
+            if len(series) > 1
+        )
+        legend = f"<p>{legend}</p>" if legend else ""
+        size = f'viewBox="0 0 {WIDTH} {26 * len(names)}" width="{WIDTH}" height="{26 * len(names)}"'
+        self.parts.append(f'<h2>{escape(title)}</h2>{legend}<svg {size} role="img">{"".join(drawn)}</svg>')
 
     def render(self) -> str:
         return (
