@@ -17,6 +17,7 @@ from lsm_cli.data.batches import Queries, visible_end
 from lsm_cli.data.orders import EventValues, Order, ragged_arange
 from lsm_cli.data.store import MISSING, Store
 from lsm_cli.search.found import Found
+from lsm_cli.search.scan import Scan
 
 ANY = "any"
 
@@ -39,7 +40,7 @@ class HardOptions:
     budgets: dict[str, int]
     within: int = 0
     only: dict[str, np.ndarray] | None = None
-    scan_below: int = 128
+    scan_below: int = 1024
 
 
 class HardSearch:
@@ -57,6 +58,7 @@ class HardSearch:
             (np.isin(np.arange(_size(store, field)), ids), EventValues(store, field))
             for field, ids in (options.only or {}).items()
         ]
+        self.scan = Scan(options.levels, self.values, self.budgets, options.top_k, self.filters)
 
     def __call__(self, queries: Queries) -> Found:
         """Up to K behaviours for each query, before its request; cost grows with log(length), not with the length."""
@@ -66,13 +68,14 @@ class HardSearch:
         queries = Queries(queries.user, first, queries.end, queries.time, queries.target)
         length = np.maximum(queries.end - first, 0)
         short = length <= self.options.scan_below if self.indexed else np.ones(len(queries), bool)
-        if short.all() or not short.any():
-            return Found.ordered(len(queries), *(self._scan if short.all() else self._look_up)(queries))
-        parts = []
-        for rows, search in ((np.flatnonzero(short), self._scan), (np.flatnonzero(~short), self._look_up)):
-            row, level, pointer = search(queries.take(rows))
-            parts.append((rows[row], level, pointer))
-        row, level, pointer = (np.concatenate(column) for column in zip(*parts, strict=True))
+        if short.all():
+            return self.scan(queries)
+        if not short.any():
+            return Found.ordered(len(queries), *self._look_up(queries))
+        near, far = np.flatnonzero(short), np.flatnonzero(~short)
+        found, (row, level, pointer) = self.scan(queries.take(near)), self._look_up(queries.take(far))
+        row = np.concatenate([near[found.row], far[row]])
+        level, pointer = np.concatenate([found.level, level]), np.concatenate([found.pointer, pointer])
         return Found.ordered(len(queries), row, level, pointer)
 
     def _allowed(self, pointer: np.ndarray) -> np.ndarray | None:
@@ -138,42 +141,6 @@ class HardSearch:
             new = values.at(pointer) != np.where(target > MISSING, target, -1)[row]
             ok = new if ok is None else ok & new
         return ok
-
-    # by looking at every behaviour
-
-    def _scan(self, queries: Queries) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        row, pointer = ragged_arange(queries.first, np.maximum(queries.end - queries.first, 0))
-        allowed = self._allowed(pointer)
-        if allowed is not None:
-            row, pointer = row[allowed], pointer[allowed]
-        if np.bincount(row, minlength=1).max() <= min(self.budgets):
-            return self._all(queries, row, pointer)
-        need = np.full(len(queries), self.options.top_k)
-        finds = []
-        for level, (name, values) in enumerate(zip(self.options.levels, self.values, strict=True)):
-            if values is None:
-                match = np.ones(len(row), bool)
-            else:
-                target = queries.target[name]
-                match = values.at(pointer) == np.where(target > MISSING, target, -1)[row]
-            at = np.flatnonzero(match)
-            last = at[_last(row[at], np.minimum(need, self.budgets[level]))]
-            finds.append((row[last], np.full(len(last), level), pointer[last]))
-            need -= np.bincount(row[last], minlength=len(need))
-            row, pointer = row[~match], pointer[~match]
-        return _joined(finds)
-
-    def _all(self, queries: Queries, row: np.ndarray, pointer: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """No budget can run out: every behaviour that matches at all, by its finest level."""
-        level = np.full(len(row), len(self.values), np.int64)
-        for place, values in reversed([*enumerate(self.values)]):
-            if values is None:
-                level[:] = place
-            else:
-                target = queries.target[self.options.levels[place]]
-                level[values.at(pointer) == np.where(target > MISSING, target, -1)[row]] = place
-        found = level < len(self.values)
-        return (row, level, pointer) if found.all() else (row[found], level[found], pointer[found])
 
 
 def _last(row: np.ndarray, most: np.ndarray) -> np.ndarray:
