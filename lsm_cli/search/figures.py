@@ -18,7 +18,15 @@ from lsm_cli.search.hard import ANY
 
 PER_OCTAVE, OCTAVES = 32, 63
 BINS = PER_OCTAVE * OCTAVES
-AGES = {"< 1 h": 1 / 24, "< 1 d": 1.0, "< 7 d": 7.0, "< 30 d": 30.0, "< 90 d": 90.0, "< 1 y": 365.0, "older": np.inf}
+AGES = {  # how old, up to so many days
+    "< 1 h": 1 / 24,
+    "1 h – 1 d": 1.0,
+    "1 – 7 d": 7.0,
+    "7 – 30 d": 30.0,
+    "30 – 90 d": 90.0,
+    "90 d – 1 y": 365.0,
+    "> 1 y": np.inf,
+}
 
 
 class Levels:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -11,13 +14,14 @@ import torch
 from typer.testing import CliRunner
 
 from lsm_cli import recipe as recipes
+from lsm_cli.data.batches import Pointers
 from lsm_cli.data.building.orders import add_orders
 from lsm_cli.data.store import Store
 from lsm_cli.engine.feed import Feed
 from lsm_cli.engine.setup import Setup
-from lsm_cli.errors import InputError
+from lsm_cli.errors import InputError, LsmError
 from lsm_cli.main import app
-from lsm_cli.search.files import FoundFile
+from lsm_cli.search.files import FoundFile, writing
 from tests.small import write_store
 
 
@@ -116,3 +120,110 @@ def test_a_file_of_another_store_or_split_is_refused(found: Path, tmp_path: Path
         FoundFile(found, store, "dev")
     with pytest.raises(InputError, match="not a result"):
         FoundFile(tmp_path, store, "train")
+
+
+def _shuffled(store: Store, recipe: str, *overrides: str) -> torch.Tensor:
+    setup = Setup.of(recipes.load(recipe, [*overrides, "model.evidence_from=read"]), store)
+    return Feed(setup, "test", shuffle_seed=1).batch(np.arange(100), setup.model()).age
+
+
+def test_the_shuffled_control_searches_as_the_file_was_searched(
+    small_store: Path, dare_run: Path, found: Path, tmp_path: Path
+) -> None:
+    store = Store.open(small_store)
+    live = _shuffled(store, "hier_hard", "search.top_k=5")
+    for recipe in ("hier_hard", "tin", "twin"):  # whatever the recipe of the run itself would search
+        assert torch.equal(_shuffled(store, recipe, f"search.from={found}"), live)
+    recent, frozen = tmp_path / "recent", tmp_path / "frozen"
+    _lsm("search", "-r", "tin", "--data", small_store, "--out", recent, "model.max_len=4")
+    assert torch.equal(_shuffled(store, "twin", f"search.from={recent}"), _shuffled(store, "tin", "model.max_len=4"))
+    _lsm("search", "--run", dare_run, "--out", frozen)
+    with pytest.raises(InputError, match="no shuffled control"):
+        _shuffled(store, "hier_hard", f"search.from={frozen}")
+
+
+def test_damage_is_one_sentence(small_store: Path, found: Path, tmp_path: Path) -> None:
+    store = Store.open(small_store)
+
+    def fails(words: str, name: str, data: bytes) -> None:
+        broken = shutil.copytree(found, tmp_path / "broken")
+        (broken / name).write_bytes(data)
+        with pytest.raises(InputError, match=words) as error:
+            FoundFile(broken, store, "train").take(np.arange(50))
+        assert "\n" not in str(error.value)
+        shutil.rmtree(broken)
+
+    pointer = (found / "train" / "pointer.npy").read_bytes()
+    fails("damaged", "train/pointer.npy", pointer[:-8])
+    fails("damaged", "train/pointer.npy", b"oops")
+    fails("damaged .not a|damaged", "train/level.npy", b"")
+    fails("outside the user's past", "train/pointer.npy", pointer[:128] + b"\x7f" * (len(pointer) - 128))
+    fails("outside the user's past", "train/pointer.npy", pointer[:128] + b"\xff" * (len(pointer) - 128))
+    fails("not a result", "manifest.json", b"{")
+    fails("not a result", "manifest.json", b"[]")
+    fails("not a result of this version", "manifest.json", b'{"format": 99}')
+
+
+def test_a_behaviour_after_the_request_is_never_read(small_store: Path, found: Path, tmp_path: Path) -> None:
+    store = Store.open(small_store)
+    broken = shutil.copytree(found, tmp_path / "broken")
+    file = np.load(broken / "train" / "pointer.npy", mmap_mode="r+")
+    offsets, end = np.load(broken / "train" / "offsets.npy"), store.samples("train").column("end")
+    sample = int(np.flatnonzero(np.diff(offsets))[0])
+    file[offsets[sample + 1] - 1] = end[sample]  # the first event that the request must not see
+    file.flush()
+    with pytest.raises(InputError, match="outside the user's past"):
+        FoundFile(broken, store, "train").take(np.array([sample]))
+
+
+def test_pieces_of_any_size_make_the_same_file(small_store: Path, found: Path, tmp_path: Path) -> None:
+    store = Store.open(small_store)
+    whole = FoundFile(found, store, "valid")
+    with writing(tmp_path / "again", store) as writer:
+        with writer.split("valid") as part:
+            for index in np.array_split(np.arange(200), 7):
+                read = whole.take(index)
+                start = whole.offsets[index[0]]
+                part.add(read, whole.level[start : start + len(read.pointer)])
+        writer.finish(whole.search, whole.manifest["levels"])
+    for name in ("offsets", "pointer", "level"):
+        same = (folder / "valid" / f"{name}.npy" for folder in (found, tmp_path / "again"))
+        assert next(same).read_bytes() == next(same).read_bytes()
+
+
+def test_a_search_that_finds_nothing_can_be_written(small_store: Path, tmp_path: Path) -> None:
+    store = Store.open(small_store)
+    with writing(tmp_path / "none", store) as writer:
+        with writer.split("test") as part:
+            part.add(Pointers(np.zeros(201, np.int64), np.empty(0, np.int64)), np.empty(0, np.uint8))
+        writer.finish(recipes.load("tin").search, ["any"])
+    assert not len(FoundFile(tmp_path / "none", store, "test").take(np.arange(9)).pointer)
+
+
+def test_only_one_writes_and_a_failure_leaves_the_old_result(small_store: Path, found: Path, tmp_path: Path) -> None:
+    store, out = Store.open(small_store), tmp_path / "found"
+    shutil.copytree(found, out)
+    before = {file: file.read_bytes() for file in out.rglob("*") if file.is_file()}
+    with pytest.raises(RuntimeError), writing(out, store, overwrite=True) as writer:
+        with pytest.raises(LsmError, match="another search is writing"), writing(out, store, overwrite=True):
+            pass
+        with writer.split("test"):
+            raise RuntimeError
+    assert {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()} == before
+    _lsm("search", "-r", "sim_hard", "--data", small_store, "--out", out, "--overwrite")
+    assert FoundFile(out, store, "test").search.levels == ["category2"] and len(list(tmp_path.iterdir())) == 1
+
+
+def test_a_full_disk_is_one_sentence(small_store: Path, tmp_path: Path) -> None:
+    """Files may not grow beyond 1 KiB: what a full disk looks like to a program."""
+    code = (
+        "import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); "
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 10, 1 << 10)); "
+        "from lsm_cli.main import main; sys.argv[0] = 'lsm'; main()"
+    )
+    command = ["search", "-r", "hier_hard", "--data", small_store, "--out", tmp_path / "found", "-q"]
+    result = subprocess.run(
+        [sys.executable, "-c", code, *map(str, command)], capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 1 and "could not be written" in result.stderr
+    assert len(result.stderr.splitlines()) == 1 and not list(tmp_path.iterdir())
