@@ -14,6 +14,7 @@ from lsm_cli.errors import InputError
 from lsm_cli.kernels.ragged import Segments
 
 PAYS = 2048  # scores per request, on average, from which a matrix product for each costs less than look-ups
+READ = 1024  # behaviours read that cost as much as a request
 
 
 @torch.no_grad()
@@ -133,7 +134,7 @@ class Shared:
     @property
     def pays(self) -> bool:
         """Whether scoring request by request costs less than behaviour by behaviour."""
-        return self.scores >= PAYS * max(len(self.owner), 1)
+        return self.scores >= PAYS * max(len(self.owner), len(self.histories.pointer) / READ, 1)
 
     @property
     def offsets(self) -> np.ndarray:

@@ -140,6 +140,15 @@ def test_shared_scores_stand_for_each_samples_own_behaviours(seed: int, users: i
     assert len(histories.pointer) <= shared.scores
 
 
+@pytest.mark.parametrize(
+    ("candidates", "length", "pays"), [(16, 1000, True), (4, 1000, True), (1, 10_000, False), (16, 10, False)]
+)
+def test_histories_are_shared_where_it_pays(candidates: int, length: int, pays: bool) -> None:
+    user = np.repeat(np.arange(8), candidates)
+    asked = Queries(user, user * length, (user + 1) * length, np.full(len(user), 5), {})
+    assert soft.share(asked).pays == pays
+
+
 def feed(store: Path, name: str, *overrides: str) -> tuple[Feed, RankingModel]:
     setup = Setup.of(recipes.load(name, ["search.top_k=6", *overrides]), Store.open(store))
     model = setup.model()
