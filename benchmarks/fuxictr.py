@@ -161,7 +161,7 @@ def run_lsm(path: Path, options: argparse.Namespace) -> dict[str, Any]:
     overrides = [
         'data.fields=["item","category1"]', "data.statistics=false", "data.calendar=false",
         f"model.max_len={options.length}", f"model.dim={DIM}", "model.temporal=[]", "model.match_bias=false",
-        "model.evidence=false", "model.bins=0", "model.cross=0", f"model.project={TOWER}", f"model.hidden=[{TOWER}]",
+        "model.evidence=false", "model.bins=0", "model.cross=0", f"model.hidden=[{TOWER}, {TOWER}]",
         f"model.attention_hidden=[{ATTENTION}]", "train.table_optimizer=adam", f"train.table_lr={RATE}",
         f"train.lr={RATE}", "train.weight_decay=0", "train.unknown=0", f"train.clip={CLIP}", "train.epochs=1",
         f"train.batch_size={options.batch}", "train.precision=fp32", "train.device=cpu", "train.threads=1",

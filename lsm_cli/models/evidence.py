@@ -48,10 +48,14 @@ class Evidence:
     def __init__(self, fields: list[str], half_lives: list[float], windows: list[int]) -> None:
         self.fields, self.half_lives, self.windows = fields, half_lives, windows
         kinds = ["count", *(f"decay_{h:g}d" for h in half_lives), *(f"last_{w}" for w in windows), "age", "rank"]
-        self.names = [f"{field}.{kind}" for field in fields for kind in kinds] + ["length", "last_age"]
+        self.names = [f"{field}.{kind}" for field in fields for kind in kinds] + ["length", "last_age", "first_age"]
 
     def __call__(self, batch: Batch, segments: Segments, masks: dict[str, Tensor]) -> Tensor:
-        """float32 [B, len(names)]: counts, decayed counts, age (seconds) and rank of the last match (-1 = none)."""
+        """float32 [B, len(names)].
+
+        Per field: counts, decayed counts, age (seconds) and rank of the last match (-1 = none). For the whole: its
+        length and the ages of its ends, which say how much a count is worth: of 200 behaviours in a month, or a year.
+        """
         days = batch.age / DAY
         weights = [torch.ones_like(days)]
         weights += [torch.exp2(days / -half_life) for half_life in self.half_lives]
@@ -70,7 +74,7 @@ class Evidence:
                 safe = found[last.clamp(min=0)] if where.numel() else value.new_zeros(segments.size)
                 columns.append(torch.where(matches > 0, safe, -1.0).unsqueeze(1))
         columns.append(segments.lengths.to(days.dtype).unsqueeze(1))
-        newest = segments.offsets[1:] - 1
-        age = batch.age[newest.clamp(min=0)] if segments.total else days.new_zeros(segments.size)
-        columns.append(torch.where(segments.lengths > 0, age, -1.0).unsqueeze(1))
+        for end in (segments.offsets[1:] - 1, segments.offsets[:-1]):  # the newest, the oldest
+            age = batch.age[end.clamp(0, segments.total - 1)] if segments.total else days.new_zeros(segments.size)
+            columns.append(torch.where(segments.lengths > 0, age, -1.0).unsqueeze(1))
         return torch.cat(columns, 1)

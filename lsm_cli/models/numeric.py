@@ -6,19 +6,25 @@ import torch
 from torch import Tensor, nn
 
 CLIP = 5.0
+SMALL = 0.01  # share of the positive values that may lie below a number's offset
+LEAST_OFFSET = 1e-4
 
 
 class Numeric(nn.Module):
-    """log(1 + x), standardised, beside its piecewise-linear encoding over quantile bins of the training data.
+    """log(offset + x), standardised, beside its piecewise-linear encoding over quantile bins of the training data.
 
     A tree cuts a number anywhere at no cost; a network needs the cuts given (Gorishniy et al., NeurIPS'22,
-    arXiv 2203.05556, §3.1): bin k contributes 0 below it, 1 above it, the share of it passed within. Both forms are
-    bounded, so that numbers beyond the training data (counts grow with time) do not run away. -1 means unknown: all
-    zeros and a flag.
+    arXiv 2203.05556, §3.1): bin k contributes 0 below it, 1 above it, the share of it passed within. The offset is a
+    small value that the number takes, at most 1: log(1 + x) of whole counts, while decayed counts far below 1 keep
+    their spread. Numbers beyond those of the training data (many grow with time) count as its extremes. -1 means
+    unknown: all zeros and a flag.
 
     [B, n] -> [B, n (2 + bins)].
     """
 
+    offset: Tensor
+    low: Tensor
+    high: Tensor
     mean: Tensor
     scale: Tensor
     edge: Tensor
@@ -28,19 +34,25 @@ class Numeric(nn.Module):
         super().__init__()
         self.size, self.bins = size, bins
         self.out = size * (2 + bins)
-        self.register_buffer("mean", torch.zeros(size))
-        self.register_buffer("scale", torch.zeros(size))
+        self.register_buffer("offset", torch.ones(size))
+        for name in ("low", "high", "mean", "scale"):
+            self.register_buffer(name, torch.zeros(size))
         self.register_buffer("edge", torch.zeros(size, bins))
         self.register_buffer("slope", torch.zeros(size, bins))
 
     @torch.no_grad()
     def fit(self, values: Tensor) -> None:
-        """Take moments and quantiles from raw training values [n, size]; unknown ones do not count."""
+        """Take offsets, moments and quantiles from raw training values [n, size]; unknown ones do not count."""
         for column in range(self.size):
-            known = values[:, column]
-            known = torch.log1p(known[known >= 0]).double()
+            known = values[:, column].double()
+            known = known[known >= 0]
             if not known.numel():
                 continue
+            positive = known[known > 0]
+            if positive.numel():
+                self.offset[column] = torch.quantile(positive, SMALL).clamp(LEAST_OFFSET, 1.0)
+            known = (known + self.offset[column]).log()
+            self.low[column], self.high[column] = known.min(), known.max()
             spread = known.std(correction=0)
             self.mean[column] = known.mean()
             self.scale[column] = 1 / spread if spread > 1e-6 else 0.0
@@ -53,7 +65,7 @@ class Numeric(nn.Module):
 
     def forward(self, values: Tensor) -> Tensor:
         unknown = values < 0
-        logs = torch.log1p(values.clamp(min=0))
+        logs = (values.clamp(min=0) + self.offset).log().clamp(self.low, self.high)
         standard = ((logs - self.mean) * self.scale).clamp(-CLIP, CLIP).masked_fill(unknown, 0.0)
         found = [standard, unknown.to(logs.dtype)]
         if self.bins:

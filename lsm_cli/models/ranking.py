@@ -75,7 +75,7 @@ class RankingModel(nn.Module):
         read = cast(int, self.reader.out) if self.reader is not None else 0
         self.feed_candidate = options.candidate
         self.tower = Tower(
-            features + read, options.project, options.cross, options.hidden, targets, options.dropout,
+            features + read, options.cross, options.cross_rank, options.hidden, targets, options.dropout,
             quiet=read if options.quiet else 0,
         )  # fmt: skip
 

@@ -72,12 +72,13 @@ class MatchStatistics:
             column += 2
         length = end - first
         found[:, column] = length
-        newest = np.where(length > 0, end - 1, 0)
-        age = (queries.time - time[newest]) / self.store.ticks_per_second if len(time) else np.zeros(size)
-        found[:, column + 1] = np.where(length > 0, age, -1)
+        for number, pointer in enumerate((end - 1, first), column + 1):  # the newest, the oldest
+            held = np.where(length > 0, pointer, 0)
+            age = (queries.time - time[held]) / self.store.ticks_per_second if len(time) else np.zeros(size)
+            found[:, number] = np.where(length > 0, age, -1)
         return found
 
 
 def matches_names(fields: list[str], days: list[float], windows: list[int]) -> list[str]:
     kinds = ["count", *(f"within_{day:g}d" for day in days), *(f"last_{window}" for window in windows), "age", "rank"]
-    return [f"{field}.{kind}" for field in fields for kind in kinds] + ["length", "last_age"]
+    return [f"{field}.{kind}" for field in fields for kind in kinds] + ["length", "last_age", "first_age"]

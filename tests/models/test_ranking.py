@@ -149,3 +149,6 @@ def test_evidence_equals_brute_force(small_store: Path) -> None:
             for kind, value in expected.items():
                 got = float(numbers[sample, names.index(f"{field}.{kind}")])
                 assert got == pytest.approx(value, rel=1e-4, abs=1e-5), (field, kind)
+        ages = [float(batch.age[i]) for i in span] or [-1.0]
+        whole = {"length": len(span), "last_age": min(ages), "first_age": max(ages)}
+        assert {name: float(numbers[sample, names.index(name)]) for name in whole} == whole

@@ -41,7 +41,7 @@ def test_equals_a_literal_count(seed: int, longest: int) -> None:
             expected += [sum(time[p] >= now - round(day * DAY) for p in hits) for day in days]
             expected += [sum(p >= end - window for p in hits) for window in windows]
             expected += [now - time[hits[-1]], end - hits[-1]] if hits else [-1, -1]
-        expected += [end - first, now - time[end - 1] if end > first else -1]
+        expected += [end - first, now - time[end - 1], now - time[first]] if end > first else [0, -1, -1]
         np.testing.assert_allclose(found[b], expected, err_msg=str(statistics.names))
 
 
@@ -57,7 +57,7 @@ def test_equals_the_evidence_of_the_whole_history(small_store: Path) -> None:
     statistics = MatchStatistics(store, fields, [1.0], [10])
     counted = torch.from_numpy(statistics(assembler.queries(index)))
     both = [name for name in statistics.names if name in evidence.names]
-    assert len(both) == 4 * 4 + 2
+    assert len(both) == 4 * 4 + 3
     for name in both:
         torch.testing.assert_close(
             counted[:, statistics.names.index(name)], read[:, evidence.names.index(name)], msg=name
