@@ -7,6 +7,11 @@ them, each in a process of its own, then lsm alone at 10, 20 and 50 million even
 encode every id, sort the events by user and time, write offsets and narrow columns, and point every impression at the
 end of its history; the sum of all history lengths must agree. Results go to benchmarks/results/build.json.
 
+    python benchmarks/build.py --no-index --events 5000000 --impressions 500000 --runs 4
+
+instead builds with and without the search index in turn, and writes every order by itself; results go to
+benchmarks/results/build_index.json.
+
 Needs the extra `bench` (pandas, pyarrow, duckdb).
 """
 
@@ -21,6 +26,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -50,13 +56,13 @@ labels = { click = "label" }
 """
 
 
-def generate(folder: Path, events: int, impressions: int, seed: int = 0) -> None:
-    """Write logs of 40 events a user over 30 days; a million items of which few are popular."""
+def generate(folder: Path, events: int, impressions: int, seed: int = 0, per_user: int = 40) -> None:
+    """Write logs of so many events a user over 30 days; a million items of which few are popular."""
     import polars as pl
 
     folder.mkdir(parents=True)
     (folder / "dataset.toml").write_text(DESCRIPTION)
-    users, items = max(events // 40, 1), 1_000_000
+    users, items = max(events // per_user, 1), 1_000_000
     for name, rows in (("events", events), ("impressions", impressions)):
         for number, first in enumerate(range(0, rows, 2_000_000)):
             rng = np.random.default_rng([seed, number, rows])
@@ -77,15 +83,20 @@ def generate(folder: Path, events: int, impressions: int, seed: int = 0) -> None
             pl.DataFrame(columns).write_parquet(folder / f"{name}-{number:03}.parquet", row_group_size=1 << 19)
 
 
-def run_lsm(logs: Path, out: Path, memory: str) -> int:
+def run_lsm(logs: Path, out: Path, memory: str, index: bool = True) -> int:
     from lsm_cli.commands.build import build_sequences
     from lsm_cli.data.store import Store
     from lsm_cli.report.console import Console
 
-    build_sequences(Console(quiet=True, json=True), str(logs / "dataset.toml"), out, memory=memory)
+    build_sequences(Console(quiet=True, json=True), str(logs / "dataset.toml"), out, memory=memory, index=index)
     store = Store.open(out)
     ends = [(s.column("end") - store.offsets[s.column("user")]).sum() for s in map(store.samples, store.splits)]
     return int(sum(ends))
+
+
+def run_bare(logs: Path, out: Path, memory: str) -> int:
+    """lsm without the search index."""
+    return run_lsm(logs, out, memory, index=False)
 
 
 def run_pandas(logs: Path, out: Path, memory: str) -> int:
@@ -182,6 +193,8 @@ def run_duckdb(logs: Path, out: Path, memory: str) -> int:
 
 
 RUNNERS = {"lsm": run_lsm, "pandas": run_pandas, "duckdb": run_duckdb}
+BARE = "lsm --no-index"
+ORDERS = ["category1", "category2", "category3"]
 
 
 def measure(tool: str, logs: Path, work: Path, memory: str) -> dict[str, float]:
@@ -204,12 +217,58 @@ def measure(tool: str, logs: Path, work: Path, memory: str) -> dict[str, float]:
         "wall_s": round(wall, 2), "cpu_s": round(usage.ru_utime + usage.ru_stime, 2), "peak_bytes": peak,
         "history_sum": int(said.split()[-1]),
     }  # fmt: skip
-    if tool == "lsm":
+    if tool in ("lsm", BARE):
         stored = sum(file.stat().st_size for file in (out / "events").iterdir())
         offsets = np.load(out / "events/offsets.npy", mmap_mode="r")
         found["bytes_per_event"] = round(stored / int(offsets[-1]), 2)
+        index = [file.stat().st_size for file in (out / "index").glob("*.npy")]
+        found["index_bytes_per_event"] = round(sum(index) / int(offsets[-1]), 2)
     shutil.rmtree(out)
     return found
+
+
+def compare_index(options: argparse.Namespace) -> dict[str, Any]:
+    """Builds with and without the index in turn; then each order, and those of the category levels together."""
+    from lsm_cli.data.building.orders import event_readers, write_orders
+    from lsm_cli.data.building.workspace import Workspace
+    from lsm_cli.data.store import Store
+
+    logs, store_path = options.work / "logs", options.work / "store"
+    runs: dict[str, list[dict[str, float]]] = {"lsm": [], BARE: []}
+    for _ in range(options.runs):
+        for tool, taken in runs.items():
+            taken.append(measure(tool, logs, options.work, options.memory))
+            print(tool, taken[-1], flush=True)
+    best = {
+        unit: {tool: min(run[unit] for run in taken) for tool, taken in runs.items()} for unit in ("wall_s", "cpu_s")
+    }
+    run_lsm(logs, store_path, options.memory)
+    store = Store.open(store_path)
+    readers = event_readers(store_path / "events", store.index, store.ancestors)
+    orders = {}
+    for name, fields in {**{field: [field] for field in store.index}, "category levels": ORDERS}.items():
+        spent = []
+        for _ in range(options.runs):
+            folder = options.work / "orders"
+            folder.mkdir()
+            started, worked = time.perf_counter(), time.process_time()
+            write_orders(Workspace(folder), store.offsets, {field: readers[field] for field in fields})
+            spent.append((time.perf_counter() - started, time.process_time() - worked))
+            size = sum(file.stat().st_size for file in folder.rglob("*.npy"))
+            shutil.rmtree(folder)
+        wall, cpu = (min(one) for one in zip(*spent, strict=True))
+        orders[name] = {
+            "wall_s": round(wall, 2), "cpu_s": round(cpu, 2), "bytes_per_event": round(size / store.events, 2),
+            "wall_share": round(wall / best["wall_s"][BARE], 3), "cpu_share": round(cpu / best["cpu_s"][BARE], 3),
+        }  # fmt: skip
+        print(name, orders[name], flush=True)
+    whole = {unit: round(times["lsm"] / times[BARE] - 1, 3) for unit, times in best.items()}
+    return {"best": best, "index adds": whole, "orders": orders, "runs": runs}
+
+
+def write(report: dict[str, Any], file: Path) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(report, indent=1) + "\n")
 
 
 def main() -> None:
@@ -220,17 +279,28 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=2, help="of each tool, in turn; the fastest counts")
     parser.add_argument("--sweep", default="10000000,20000000,50000000", help="events of the runs of lsm alone")
     parser.add_argument("--work", type=Path, default=Path("build/benchmark"))
-    parser.add_argument("--result", type=Path, default=HERE / "results/build.json")
-    parser.add_argument("--only", choices=RUNNERS, help=argparse.SUPPRESS)
+    parser.add_argument("--no-index", action="store_true", help="compare builds with and without the search index")
+    parser.add_argument("--result", type=Path, help="default: in benchmarks/results")
+    parser.add_argument("--only", choices=[*RUNNERS, BARE], help=argparse.SUPPRESS)
     parser.add_argument("--logs", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--out", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.only:
-        print(RUNNERS[options.only](options.logs, options.out, options.memory))
+        print((RUNNERS | {BARE: run_bare})[options.only](options.logs, options.out, options.memory))
         return
     shutil.rmtree(options.work, ignore_errors=True)
     logs = options.work / "logs"
     generate(logs, options.events, options.impressions)
+    report: dict[str, Any] = {
+        "command": f"python benchmarks/build.py {' '.join(sys.argv[1:])}".strip(),
+        "events": options.events, "impressions": options.impressions, "memory": options.memory,
+        "machine": {"cpus": os.cpu_count(), "load": round(os.getloadavg()[0], 1), "python": platform.python_version()},
+    }  # fmt: skip
+    if options.no_index:
+        report |= compare_index(options)
+        write(report, options.result or HERE / "results/build_index.json")
+        shutil.rmtree(options.work)
+        return
     runs: dict[str, list[dict[str, float]]] = {tool: [] for tool in RUNNERS}
     for _ in range(options.runs):
         for tool in RUNNERS:  # in turn, so that a busy machine slows all of them
@@ -247,16 +317,12 @@ def main() -> None:
         print(f"lsm, {events:,} events", sweep[events], flush=True)
         shutil.rmtree(logs)
     lsm = best["lsm"]
-    report = {
-        "command": f"python benchmarks/build.py {' '.join(sys.argv[1:])}".strip(),
-        "events": options.events, "impressions": options.impressions, "memory": options.memory,
-        "machine": {"cpus": os.cpu_count(), "load": round(os.getloadavg()[0], 1), "python": platform.python_version()},
+    report |= {
         "best": best, "runs": runs, "sweep": sweep,
         "speedup": {tool: round(best[tool]["wall_s"] / lsm["wall_s"], 2) for tool in RUNNERS},
         "cpu_ratio": {tool: round(best[tool]["cpu_s"] / lsm["cpu_s"], 2) for tool in RUNNERS},
     }  # fmt: skip
-    options.result.parent.mkdir(parents=True, exist_ok=True)
-    options.result.write_text(json.dumps(report, indent=1) + "\n")
+    write(report, options.result or HERE / "results/build.json")
     print(json.dumps({key: report[key] for key in ("speedup", "cpu_ratio")}))
     shutil.rmtree(options.work)
 
