@@ -92,6 +92,34 @@ def test_long_histories_take_four_bytes(tmp_path: Path) -> None:
     np.testing.assert_array_equal(order, np.argsort(ids, kind="stable"))
 
 
+@pytest.mark.parametrize(("longest", "dtype"), [(1 << 16, np.uint16), ((1 << 16) + 1, np.uint32)])
+def test_the_last_position_fits(tmp_path: Path, longest: int, dtype: type) -> None:
+    work = orders.Workspace(tmp_path)
+    ids = np.arange(longest, 0, -1)  # the last event comes first
+    orders.write_orders(
+        work, np.array([0, longest, longest + 3]), {"item": lambda part: np.append(ids, [7, 5, 6])[part]}
+    )
+    order = np.load(tmp_path / "index/item.npy")
+    assert order.dtype == dtype
+    np.testing.assert_array_equal(order, np.append(np.arange(longest)[::-1], [1, 2, 0]))
+
+
+def test_adding_an_index_leaves_the_other_files_alone(tmp_path: Path) -> None:
+    path = write_store(tmp_path / "store")
+    before = {file: file.read_bytes() for file in sorted(path.rglob("*.npy"))}
+    identity = _identity(Store.open(path))
+    add_orders(path)
+    assert {file: file.read_bytes() for file in sorted(path.rglob("*.npy")) if file.parent.name != "index"} == before
+    assert _identity(Store.open(path)) == identity
+    _check(Store.open(path))
+
+
+def test_a_store_without_events_has_no_orders(tmp_path: Path) -> None:
+    path = write_store(tmp_path / "store", longest=0)
+    assert add_orders(path)["index"] == {"fields": [], "files": {}}
+    assert Store.open(path).index == [] and not (path / "index").exists()
+
+
 def test_two_at_once_are_refused(tmp_path: Path) -> None:
     path = write_store(tmp_path / "store")
     (path / ".index.building").mkdir()
