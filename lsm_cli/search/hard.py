@@ -20,6 +20,7 @@ from lsm_cli.search.found import Found
 from lsm_cli.search.scan import Scan
 
 ANY = "any"
+SPARED = 512  # histories of the length `scan_below` that are scanned in the time of the smallest look-up
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,8 @@ class HardOptions:
         budgets: level -> most behaviours it may contribute; the others get what it leaves.
         within: only behaviours of the last so many ticks; 0 = all.
         only: field -> ids of which a behaviour must have one.
-        scan_below: histories up to this length are scanned, longer ones go by the store's index.
+        scan_below: histories up to this length are scanned, longer ones go by the store's index; a few longer ones in a
+            batch are scanned too.
     """
 
     levels: Sequence[str]
@@ -67,8 +69,9 @@ class HardSearch:
             first = np.maximum(first, visible_end(self.store, queries.user, queries.time - self.options.within))
         queries = Queries(queries.user, first, queries.end, queries.time, queries.target)
         length = np.maximum(queries.end - first, 0)
-        short = length <= self.options.scan_below if self.indexed else np.ones(len(queries), bool)
-        if short.all():
+        below = self.options.scan_below
+        short = length <= below
+        if not self.indexed or int(length[~short].sum()) <= below * (np.count_nonzero(~short) + SPARED):
             return self.scan(queries)
         if not short.any():
             return Found.ordered(len(queries), *self._look_up(queries))

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lsm_cli.search import scan
+from lsm_cli.search import hard, scan
 from lsm_cli.search.hard import ANY, HardOptions, HardSearch
 from tests.search.forest import random_queries, random_store
 
@@ -26,6 +26,20 @@ def test_parts_change_nothing(seed: int, cells: int, longest: int) -> None:
         parts = HardSearch(store, options)(queries)
     for name, expected in vars(whole).items():
         np.testing.assert_array_equal(getattr(parts, name), expected)
+
+
+@settings(max_examples=40, deadline=None)
+@given(seed=st.integers(0, 1 << 30), below=st.integers(1, 60))
+def test_scanned_and_looked_up_histories_in_one_batch(seed: int, below: int) -> None:
+    store, rng = random_store(seed, users=6, longest=80)
+    queries = random_queries(store, rng, 30)
+    options = HardOptions(LEVELS, 20, {"category3": 4}, scan_below=below)
+    with pytest.MonkeyPatch.context() as patch:
+        scanned = HardSearch(store, options)(queries)
+        patch.setattr(hard, "SPARED", -1000)
+        mixed = HardSearch(store, options)(queries)
+    for name, expected in vars(scanned).items():
+        np.testing.assert_array_equal(getattr(mixed, name), expected)
 
 
 def test_an_id_beyond_the_columns_type_matches_nothing() -> None:
