@@ -29,7 +29,7 @@ from typing import Any
 import numpy as np
 
 from lsm_cli.data.batches import Queries, visible_end
-from lsm_cli.data.building.orders import _ordered
+from lsm_cli.data.building.orders import ordered
 from lsm_cli.data.store import Store
 from lsm_cli.search.found import Found
 from lsm_cli.search.hard import ANY, HardOptions, HardSearch
@@ -73,7 +73,7 @@ def world(length: int, rng: np.random.Generator) -> Store:
     dtype = np.uint16 if length <= 1 << 16 else np.uint32
     for level in range(3):
         values = ancestors[columns["category"], level].astype(np.int64)
-        columns[f"index/category{level + 1}"] = (_ordered(owner, values) - offsets[owner]).astype(dtype)
+        columns[f"index/category{level + 1}"] = (ordered(owner, values) - offsets[owner]).astype(dtype)
     store = Store(Path("memory"), manifest)
     store.__dict__ |= {"offsets": offsets, "ancestors": ancestors}
     store._columns = columns

@@ -12,10 +12,8 @@ Everything is written to a sibling folder, which takes the result's name in one 
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,6 +21,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from lsm_cli.data.aside import hold, ours, remove
 from lsm_cli.data.batches import Pointers
 from lsm_cli.data.orders import ragged_arange
 from lsm_cli.data.store import Store
@@ -208,45 +207,28 @@ def writing(out: str | Path, store: Store, overwrite: bool = False) -> Iterator[
     _check_free(out, overwrite)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        folder.mkdir(exist_ok=True)
-        lock = os.open(folder, os.O_RDONLY)
+        lock = hold(folder, f"{out}: another search is writing there; wait for it or choose another --out")
     except OSError as error:
         raise InputError(f"{out}: cannot be created ({error.strerror}); choose another --out") from None
-    try:
-        _hold(lock, folder, out)
-    except LsmError:
-        os.close(lock)
-        raise
     try:
         if old.exists() and not out.exists():
             old.rename(out)  # a search died between the two renames below
             _check_free(out, overwrite)
         for stale in (*folder.iterdir(), old):
-            _remove(stale)
+            remove(stale)
         yield FoundWriter(folder, store)
         if out.exists():
             out.rename(old)
         folder.rename(out)
-        _remove(old)
+        remove(old)
     except OSError as error:
         raise LsmError(
             f"{out}: could not be written ({error.strerror or error}); make room or choose another --out"
         ) from None
     finally:
-        if folder.exists() and os.fstat(lock).st_ino == folder.stat().st_ino:
-            _remove(folder)
+        if ours(folder, lock):
+            remove(folder)
         os.close(lock)
-
-
-def _hold(lock: int, folder: Path, out: Path) -> None:
-    """Lock the folder for this process; the lock goes with it, however it ends."""
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        ours = os.fstat(lock).st_ino == folder.stat().st_ino
-    except (BlockingIOError, FileNotFoundError):
-        ours = False
-    if not ours:
-        raise LsmError(f"{out}: another search is writing there; wait for it or choose another --out")
 
 
 def _check_free(out: Path, overwrite: bool) -> None:
@@ -258,13 +240,6 @@ def _check_free(out: Path, overwrite: bool) -> None:
         raise InputError(f"{out}: exists and is not a result of `lsm search`; choose another --out") from None
     if not overwrite:
         raise InputError(f"{out}: holds a result already; add --overwrite to replace it or choose another --out")
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
 
 
 def _map(file: Path) -> np.ndarray:

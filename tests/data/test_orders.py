@@ -17,7 +17,7 @@ from lsm_cli.data.store import Store
 from lsm_cli.engine.run import _identity
 from lsm_cli.errors import InputError, LsmError
 from lsm_cli.main import app
-from tests.data.building import anchors, build_rows, event
+from tests.data.building import DESCRIPTION, EVENTS, SAMPLES, anchors, build, build_rows, event, write
 from tests.small import write_store
 
 
@@ -133,3 +133,15 @@ def test_two_at_once_are_refused(tmp_path: Path) -> None:
 def test_no_store_no_index(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="not a store"):
         add_orders(tmp_path)
+
+
+def test_a_field_may_be_called_like_a_category(tmp_path: Path) -> None:
+    def named(rows: list) -> list:
+        return [{("category_id" if key == "brand" else key): value for key, value in row.items()} for row in rows]
+
+    write(tmp_path, "events", named(_rows()))
+    write(tmp_path, "samples", [row | {"category_id": 1} for row in anchors()])
+    events, samples = EVENTS | {"fields": ["category_id"]}, SAMPLES | {"fields": ["category_id"]}
+    store = build(tmp_path, DESCRIPTION | {"events": [events], "samples": samples})
+    assert "category_id" in store.index
+    _check(store)

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from lsm_cli.data.batches import Queries, visible_end
-from lsm_cli.data.building.orders import _ordered
+from lsm_cli.data.building.orders import ordered
 from lsm_cli.data.store import MISSING, Store
 
 
@@ -58,7 +58,7 @@ def random_store(seed: int, users: int = 4, longest: int = 60, depth: int = 3) -
     for name in names:
         level = store.fields[name].level
         values = ancestors[columns["category"], level - 1] if level else columns[name]
-        order = _ordered(owner, values.astype(np.int64)) - offsets[owner]
+        order = ordered(owner, values.astype(np.int64)) - offsets[owner]
         columns[f"index/{name}"] = order.astype(np.uint16)
     store._columns = columns
     return store, rng

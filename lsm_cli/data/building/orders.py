@@ -7,22 +7,20 @@ order is a permutation of positions within the user's trajectory: two bytes an e
 
 from __future__ import annotations
 
-import fcntl
 import itertools
 import json
 import os
-import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from lsm_cli.data.aside import hold, remove
 from lsm_cli.data.building.trajectories import bucket_bounds
 from lsm_cli.data.building.workspace import Workspace
-from lsm_cli.data.store import Store
-from lsm_cli.errors import LsmError
+from lsm_cli.data.store import Field, Store
 
 ROWS = 1 << 20  # events sorted at once
 Reader = Callable[[slice], np.ndarray]
@@ -47,14 +45,14 @@ def write_orders(work: Workspace, offsets: np.ndarray, fields: dict[str, Reader]
             here = slice(int(offsets[first]), int(offsets[last]))
             owner = np.repeat(np.arange(last - first), lengths[first:last])
             starts = (offsets[first:last] - offsets[first])[owner]
-            orders = pool.map(lambda read, here=here, owner=owner: _ordered(owner, read(here)), fields.values())
+            orders = pool.map(lambda read, here=here, owner=owner: ordered(owner, read(here)), fields.values())
             for file, order in zip(files.values(), orders, strict=True):
                 file.append(order - starts)
     work.close(*files.values())
     return list(fields)
 
 
-def _ordered(owner: np.ndarray, value: np.ndarray) -> np.ndarray:
+def ordered(owner: np.ndarray, value: np.ndarray) -> np.ndarray:
     """The rows by (owner, value, row): int64 [n]; owners are ascending."""
     row_bits, value_bits = len(owner).bit_length(), int(value.max(initial=0)).bit_length()
     if int(owner.max(initial=0)).bit_length() + value_bits + row_bits > 63:
@@ -64,18 +62,17 @@ def _ordered(owner: np.ndarray, value: np.ndarray) -> np.ndarray:
     return key & ((1 << row_bits) - 1)
 
 
-def event_readers(events: Path, names: list[str], ancestors: np.ndarray | None) -> dict[str, Reader]:
-    """Readers of the fields in a folder of event columns; category levels are read from the node."""
+def shared_readers(events: Path, fields: Iterable[Field], ancestors: np.ndarray | None) -> dict[str, Reader]:
+    """Readers of the fields that candidates share, from a folder of event columns; levels are read from the node."""
 
-    def of(name: str) -> Reader:
-        level = int(name.removeprefix("category")) if name.startswith("category") and name != "category" else 0
-        column = np.load(events / f"{'category' if level else name}.npy", mmap_mode="r")
-        if not level or ancestors is None:
+    def of(field: Field) -> Reader:
+        column = np.load(events / f"{'category' if field.level else field.name}.npy", mmap_mode="r")
+        if not field.level or ancestors is None:
             return lambda part: np.asarray(column[part])
-        table = np.ascontiguousarray(ancestors[:, level - 1])
+        table = np.ascontiguousarray(ancestors[:, field.level - 1])
         return lambda part: table[column[part]]
 
-    return {name: of(name) for name in names}
+    return {field.name: of(field) for field in fields if field.in_history and field.in_sample}
 
 
 def add_orders(path: Path) -> dict[str, Any]:
@@ -90,25 +87,28 @@ def add_orders(path: Path) -> dict[str, Any]:
     """
     store = Store.open(path)
     folder = path / ".index.building"
-    folder.mkdir(exist_ok=True)
-    handle = os.open(folder, os.O_RDONLY)
+    handle = hold(folder, f"{path}: another process is writing this store's index; wait for it")
     try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise LsmError(f"{path}: another process is writing this store's index; wait for it") from None
-        names = [name for name, field in store.fields.items() if field.in_history and field.in_sample]
+        for stale in folder.iterdir():
+            remove(stale)
         work = Workspace(folder)
-        readers = event_readers(path / "events", names, store.ancestors if store.depth else None)
+        readers = shared_readers(path / "events", store.fields.values(), store.ancestors if store.depth else None)
         fields = write_orders(work, store.offsets, readers) if store.events else []
-        shutil.rmtree(path / "index", ignore_errors=True)
+        bare = {name: entry for name, entry in store.manifest.items() if name != "index"}
+        if store.index:
+            _replace_manifest(path, folder, bare)  # a kill from here on leaves a store without an index
+        remove(path / "index")
         if fields:
             (folder / "index").rename(path / "index")
-        manifest = store.manifest | {"index": {"fields": fields, "files": dict(sorted(work.files.items()))}}
-        aside = folder / "manifest.json"
-        aside.write_text(json.dumps(manifest, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-        os.replace(aside, path / "manifest.json")
+        manifest = bare | {"index": {"fields": fields, "files": dict(sorted(work.files.items()))}}
+        _replace_manifest(path, folder, manifest)
         return manifest
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        remove(folder)
         os.close(handle)
+
+
+def _replace_manifest(path: Path, folder: Path, manifest: dict[str, Any]) -> None:
+    aside = folder / "manifest.json"
+    aside.write_text(json.dumps(manifest, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    os.replace(aside, path / "manifest.json")

@@ -21,7 +21,7 @@ from lsm_cli.data.building.drawn import Collector, draw_samples
 from lsm_cli.data.building.encoding import Encoded, encode_events, number
 from lsm_cli.data.building.lists import open_lists
 from lsm_cli.data.building.manifest import describe_store
-from lsm_cli.data.building.orders import event_readers, write_orders
+from lsm_cli.data.building.orders import shared_readers, write_orders
 from lsm_cli.data.building.plan import Plan, Progress, Unwatched
 from lsm_cli.data.building.positives import Positives, read_positives
 from lsm_cli.data.building.requests import read_requests
@@ -116,8 +116,8 @@ def _build(plan: Plan, work: Workspace, index: bool) -> dict[str, Any]:
 
 def _write_index(encoded: Encoded, manifest: dict[str, Any], work: Workspace) -> dict[str, Any]:
     stored = set(work.files)
-    shared = [name for name, field in stored_fields(manifest).items() if field.in_history and field.in_sample]
-    readers = event_readers(work.folder / "events", shared, encoded.tree.ancestors if encoded.tree else None)
+    ancestors = encoded.tree.ancestors if encoded.tree else None
+    readers = shared_readers(work.folder / "events", stored_fields(manifest).values(), ancestors)
     fields = write_orders(work, np.load(work.folder / "events/offsets.npy"), readers)
     return {"fields": fields, "files": {name: work.files[name] for name in sorted(set(work.files) - stored)}}
 

@@ -7,7 +7,6 @@ store's name in one step. A build that dies leaves that folder behind, and the n
 from __future__ import annotations
 
 import errno
-import fcntl
 import hashlib
 import os
 import shutil
@@ -19,6 +18,7 @@ from typing import IO
 import numpy as np
 import polars as pl
 
+from lsm_cli.data.aside import hold, ours, remove
 from lsm_cli.errors import InputError, LsmError
 
 
@@ -111,7 +111,7 @@ def open_workspace(out: Path, overwrite: bool) -> Iterator[Workspace]:
     folder, old = out.parent / f".{out.name}.building", out.parent / f".{out.name}.replaced"
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        handle = _hold(folder, out)
+        handle = hold(folder, f"{out}: another build is writing this store; wait for it or choose another --out")
     except OSError as error:
         raise InputError(f"{out}: cannot be written ({error.strerror}); choose another --out") from None
     try:
@@ -119,17 +119,17 @@ def open_workspace(out: Path, overwrite: bool) -> Iterator[Workspace]:
             old.rename(out)  # a build died between the two renames below
         _check_free(out, overwrite)
         for stale in (*folder.iterdir(), *([old] if old.exists() else [])):
-            _remove(stale)
+            remove(stale)
         workspace = Workspace(folder)
         yield workspace
-        _remove(folder / ".scratch")
+        remove(folder / ".scratch")
         for part in {folder, *(path for path in folder.rglob("*") if path.is_dir())}:
             _sync(part)
         if out.exists():
             out.rename(old)
         folder.rename(out)
         _sync(out.parent)
-        _remove(old)
+        remove(old)
     except (OSError, pl.exceptions.PolarsError) as error:
         if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(error):
             free = shutil.disk_usage(out.parent).free
@@ -139,26 +139,9 @@ def open_workspace(out: Path, overwrite: bool) -> Iterator[Workspace]:
             ) from None
         raise
     finally:
-        if folder.exists() and os.fstat(handle).st_ino == folder.stat().st_ino:
-            _remove(folder)
+        if ours(folder, handle):
+            remove(folder)
         os.close(handle)
-
-
-def _hold(folder: Path, out: Path) -> int:
-    """Make and lock the folder; the lock goes with the process, however it ends."""
-    while True:
-        folder.mkdir(exist_ok=True)
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if folder.stat().st_ino == os.fstat(handle).st_ino:
-                return handle
-        except BlockingIOError:
-            os.close(handle)
-            raise LsmError(f"{out}: another build is writing this store; wait for it or choose another --out") from None
-        except FileNotFoundError:
-            pass
-        os.close(handle)  # the folder we locked was renamed or removed by a build that just ended
 
 
 def _check_free(out: Path, overwrite: bool) -> None:
@@ -170,13 +153,6 @@ def _check_free(out: Path, overwrite: bool) -> None:
         raise InputError(f"{out}: exists and is not a store; choose another --out")
     if not overwrite:
         raise InputError(f"{out}: a store is there already; add --overwrite to replace it or choose another --out")
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
 
 
 def _sync(folder: Path) -> None:
