@@ -18,6 +18,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +76,15 @@ def table(results: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def opened(out: Path, threads: int) -> tuple[dict[str, Any], Callable[[], object]]:
+    """The results of a file, as far as they are there, and what writes them back."""
+    state = json.loads(out.read_text()) if out.exists() else {"results": {}}
+    state["command"] = " ".join(["python", *sys.argv])
+    state["machine"] = {"cpus": os.cpu_count(), "python": platform.python_version(), "threads": threads}
+    out.parent.mkdir(parents=True, exist_ok=True)
+    return state["results"], lambda: out.write_text(json.dumps(state, indent=1) + "\n")
+
+
 def spread(values: list[float]) -> str:
     mean = f"{statistics.mean(values):.4f}"
     return mean + (f" ± {statistics.stdev(values):.4f}" if len(values) > 1 else "")
@@ -91,14 +101,7 @@ def main() -> None:
     parser.add_argument("--no-control", action="store_true")
     parser.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args()
-    state = json.loads(arguments.out.read_text()) if arguments.out.exists() else {"results": {}}
-    state["command"] = " ".join(["python", *sys.argv])
-    state["machine"] = {"cpus": os.cpu_count(), "python": platform.python_version(), "threads": arguments.threads}
-    results = state["results"]
-
-    def save() -> None:
-        arguments.out.parent.mkdir(parents=True, exist_ok=True)
-        arguments.out.write_text(json.dumps(state, indent=1) + "\n")
+    results, save = opened(arguments.out, arguments.threads)
 
     for length in arguments.lengths:
         if not arguments.no_control and f"LightGBM control@{length}" not in results:

@@ -11,9 +11,6 @@ Finished entries of the result file are kept, so that an interrupted table goes 
 from __future__ import annotations
 
 import argparse
-import json
-import os
-import platform
 import statistics
 import sys
 import time
@@ -21,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from accuracy import run, spread
+from accuracy import opened, run, spread
 
 SEARCHERS = {
     "recent": "tin",
@@ -94,10 +91,7 @@ def main() -> None:
     parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="overrides for every searcher")
     parser.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args()
-    state = json.loads(arguments.out.read_text()) if arguments.out.exists() else {"results": {}}
-    state["command"] = " ".join(["python", *sys.argv])
-    state["machine"] = {"cpus": os.cpu_count(), "python": platform.python_version(), "threads": arguments.threads}
-    results = state["results"]
+    results, save = opened(arguments.out, arguments.threads)
     for seed in arguments.seeds:
         for k in arguments.top_k:
             for name in arguments.searchers:
@@ -112,8 +106,7 @@ def main() -> None:
                 entry["seeds"][str(seed)] = run(
                     arguments.data, SEARCHERS[name], k, seed, arguments.threads, shuffled, options
                 )
-                arguments.out.parent.mkdir(parents=True, exist_ok=True)
-                arguments.out.write_text(json.dumps(state, indent=1) + "\n")
+                save()
                 print(name, k, seed, entry["seeds"][str(seed)], file=sys.stderr, flush=True)
     print(table(results))
 

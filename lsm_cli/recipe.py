@@ -16,6 +16,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from lsm_cli.errors import InputError
 
+BY_ATTENTION = ("soft", "eta", "sdim", "hybrid")  # searches that go by a model's attention
+ATTENTIVE = ("tin", "stacked_tin")  # readers that have one
+
 
 class Options(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=False, populate_by_name=True)
@@ -153,12 +156,9 @@ class Recipe(Options):
     def _consistent(self) -> Recipe:
         if self.train.precision == "fp16" and self.train.device == "cpu":
             raise ValueError("train.precision: fp16 needs a GPU; use bf16 or fp32 on the CPU")
-        if self.model.attention_dim and self.model.sequence not in ("tin", "stacked_tin"):
+        if self.model.attention_dim and self.model.sequence not in ATTENTIVE:
             raise ValueError("model.attention_dim: only tin and stacked_tin have an attention to decouple; set it to 0")
-        if self.search.method in ("soft", "eta", "sdim", "hybrid") and self.model.sequence not in (
-            "tin",
-            "stacked_tin",
-        ):
+        if self.search.method in BY_ATTENTION and self.model.sequence not in ATTENTIVE:
             raise ValueError(
                 f"search.method: {self.search.method} goes by the attention of tin or stacked_tin; set model.sequence"
             )

@@ -10,9 +10,9 @@ from typing import Any
 from lsm_cli import recipe as recipes
 from lsm_cli.data.store import Store
 from lsm_cli.engine.run import RunFolder
-from lsm_cli.engine.searching import SOFT, Judge, Searching
+from lsm_cli.engine.searching import Judge, Searching
 from lsm_cli.errors import InputError
-from lsm_cli.recipe import Recipe
+from lsm_cli.recipe import BY_ATTENTION, Recipe
 from lsm_cli.report.console import Console, count
 from lsm_cli.report.html import Page
 from lsm_cli.search.files import writing
@@ -95,7 +95,7 @@ def _recipe(recipe: str | None, folder: RunFolder | None, overrides: list[str]) 
     assert name is not None
     options = recipes.load(name, overrides)
     fixed = [text for text in overrides if text.strip().startswith(("model.", "data."))]
-    if fixed and folder is not None and (recipe is None or options.search.method in SOFT):
+    if fixed and folder is not None and (recipe is None or options.search.method in BY_ATTENTION):
         raise InputError(f"{fixed[0]}: the model of {folder.path} is trained; only search.* and train.* may be changed")
     return options, name
 

@@ -15,12 +15,12 @@ from torch import Tensor
 
 from lsm_cli.data.batches import Batch, Pointers, Queries
 from lsm_cli.data.orders import ragged_arange
-from lsm_cli.data.store import MISSING
 from lsm_cli.engine.setup import Setup
 from lsm_cli.errors import InputError
 from lsm_cli.kernels.ragged import Segments
-from lsm_cli.models.history import History, Match, SharedHistory
+from lsm_cli.models.history import History, SharedHistory
 from lsm_cli.models.ranking import RankingModel
+from lsm_cli.recipe import BY_ATTENTION
 from lsm_cli.search import hashing, soft
 from lsm_cli.search.files import FoundFile
 from lsm_cli.search.found import union
@@ -53,7 +53,7 @@ class Feed:
         self.matches: MatchStatistics | None = setup.match_statistics()
         if self.file is None and self.options.method in ("hard", "hybrid"):
             self.hard = HardSearch(setup.store, setup.hard_options())
-        self.soft = self.file is None and self.options.method in ("soft", "eta", "sdim", "hybrid")
+        self.soft = self.file is None and self.options.method in BY_ATTENTION
 
     def __len__(self) -> int:
         return len(self.assembler)
@@ -131,26 +131,18 @@ class Feed:
         self, index: np.ndarray, shared: Shared, queries: Queries, model: RankingModel
     ) -> tuple[SharedHistory, Tensor]:
         """Histories gathered and embedded once, and the queries of all their candidates, request by request."""
-        space, device = model.spaces[-1], self.device
+        device = self.device
         sample, request = shared.leaders
-        histories = self.assembler.batch(index[sample[request]], shared.histories).to(device)
-        segments = Segments(histories.offsets, histories.behaviours)
-        keys = space.history(histories, segments, space.fetch(histories, frozen=True), None)
-        if len(sample) > len(request) and space.temporal is not None:  # several requests read one history
+        histories = seen = self.assembler.batch(index[sample[request]], shared.histories).to(device)
+        if len(sample) > len(request):  # several requests read one history, each at its own time
             offsets, pointer, rank = shared.seen()
             age = queries.time[sample].repeat(np.diff(offsets)) - self.assembler.event_time.take(pointer)
             age = (age / self.assembler.store.ticks_per_second).astype(np.float32)
-            seen = replace(histories, age=torch.from_numpy(age), rank=torch.from_numpy(rank)).to(device)
-            segments = Segments(torch.from_numpy(offsets).to(device), len(pointer))
-            keys.added = space.temporal.parts(seen, segments)
+            moments = [torch.from_numpy(part) for part in (offsets, age, rank)]
+            seen = replace(histories, offsets=moments[0], age=moments[1], rank=moments[2]).to(device)
         nothing = Pointers(np.zeros(len(index) + 1, np.int64), np.empty(0, np.int64))
         candidates = self.assembler.batch(index[shared.order], nothing).to(device)
-        query = space.target(space.fetch(candidates, frozen=True), len(index))
-        matches = []
-        for weight, name in zip(model.bias.weight if model.bias is not None else (), model.shared, strict=False):
-            target = candidates.target[name]
-            matches.append(Match(histories.history[name], torch.where(target > MISSING, target, -1), weight))
-        return SharedHistory(keys, matches, shared.requests(), shared.scores), query
+        return model.shared_keys(histories, seen, candidates, shared.requests())
 
     def _choose(self, scores: Tensor, segments: Segments, queries: Queries) -> tuple[Tensor, Tensor]:
         """The behaviours to read: those that score highest, the most recent, and what a hard search finds."""

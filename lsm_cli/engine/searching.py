@@ -20,7 +20,7 @@ from lsm_cli.engine.setup import EVERYTHING, Setup, visible_lengths
 from lsm_cli.errors import InputError
 from lsm_cli.kernels.ragged import Segments
 from lsm_cli.models.ranking import RankingModel
-from lsm_cli.recipe import Recipe, SearchOptions
+from lsm_cli.recipe import ATTENTIVE, BY_ATTENTION, Recipe, SearchOptions
 from lsm_cli.report.console import Progress, Silent
 from lsm_cli.search import soft
 from lsm_cli.search.figures import Figures, Levels, agreement
@@ -28,8 +28,6 @@ from lsm_cli.search.files import FoundWriter
 from lsm_cli.search.hard import ANY
 from lsm_cli.search.plan import hard_options
 
-SOFT = ("soft", "eta", "sdim", "hybrid")  # go by a model's attention
-ATTENTIVE = ("tin", "stacked_tin")
 CHUNK, REACH = 2048, 1 << 19  # samples and behaviours per batch, at most
 TIMED, ROUNDS = 2048, 3  # samples per length bucket whose search is timed, and how often
 KEPT = 1 << 21  # scores from which percentiles are taken
@@ -90,7 +88,7 @@ class Searching:
                 f"{recipe.name}: this recipe reads no history (model.sequence = {model.sequence!r}, model.max_len = "
                 f"{model.max_len}), so there is nothing to search; name another --recipe"
             )
-        if search.method in SOFT:
+        if search.method in BY_ATTENTION:
             if judge is None:
                 raise InputError(
                     f"search.method = {search.method!r} goes by the attention of a trained model: give --run RUN"

@@ -19,9 +19,12 @@ DAY = 86_400.0
 
 def match_mask(batch: Batch, segments: Segments, field: str) -> Tensor:
     """bool [N]: does the behaviour share this field with its sample's candidate?"""
-    target = batch.target[field]
-    wanted = torch.where(target > MISSING, target, -1)
-    return batch.history[field] == wanted.index_select(0, segments.row)
+    return batch.history[field] == wanted(batch.target[field]).index_select(0, segments.row)
+
+
+def wanted(target: Tensor) -> Tensor:
+    """Ids that behaviours may match: missing values match nothing (-1)."""
+    return torch.where(target > MISSING, target, -1)
 
 
 class MatchBias(nn.Module):

@@ -118,14 +118,12 @@ class SharedHistory:
     Attributes:
         keys: the histories, M behaviours; what is added to them occurs in what the requests see, request by request.
         matches: what makes the bias of the logits.
-        requests: in order of their candidates.
-        total: N scores in all, the sum over the requests of candidates times behaviours.
+        requests: in order of their candidates; N is the sum over them of candidates times behaviours.
     """
 
     keys: History
     matches: list[Match]
     requests: list[Request]
-    total: int
 
     @torch.no_grad()
     def scores(self, query: Tensor, added: bool = True) -> Tensor:
@@ -183,7 +181,8 @@ class SharedHistory:
 
     def blocks(self, fill: Callable[[Request, Tensor], None], like: Tensor) -> Tensor:
         """[N], filled in request by request, [candidates, behaviours] each: float32 on the device of `like`."""
-        out = torch.empty(self.total, dtype=torch.float32, device=like.device)
+        total = sum(candidates * behaviours for candidates, behaviours in (request.shape for request in self.requests))
+        out = torch.empty(total, dtype=torch.float32, device=like.device)
         at = 0
         for request in self.requests:
             candidates, behaviours = request.shape

@@ -11,13 +11,14 @@ from torch import Tensor, nn
 from lsm_cli.data.batches import Batch
 from lsm_cli.data.store import Field
 from lsm_cli.kernels.ragged import Segments
-from lsm_cli.models.evidence import Evidence, MatchBias, match_mask
-from lsm_cli.models.history import History
+from lsm_cli.models.evidence import Evidence, MatchBias, match_mask, wanted
+from lsm_cli.models.history import History, Match, SharedHistory
 from lsm_cli.models.interest import DIN, TIN, MeanPool, StackedTIN
 from lsm_cli.models.numeric import Numeric
 from lsm_cli.models.space import Rows, Space
 from lsm_cli.models.tower import Tower
 from lsm_cli.recipe import Recipe
+from lsm_cli.search.soft import Request
 
 HOURS, WEEKDAYS, CALENDAR_DIM = 24, 7, 4
 
@@ -123,6 +124,29 @@ class RankingModel(nn.Module):
         rows = space.fetch(batch, frozen=True)
         bias = self._bias(self._masks(batch, segments))
         return space.history(batch, segments, rows, bias), space.target(rows, batch.size)
+
+    @torch.no_grad()
+    def shared_keys(
+        self, histories: Batch, seen: Batch, candidates: Batch, requests: list[Request]
+    ) -> tuple[SharedHistory, Tensor]:
+        """The same, each history embedded once for all its candidates.
+
+        Args:
+            histories: a history for every user, whatever its candidate.
+            seen: the same at the time of every request: offsets, age and rank.
+            candidates: all candidates, in the order of the requests, without behaviours.
+        """
+        space = self.spaces[-1]
+        segments = Segments(histories.offsets, histories.behaviours)
+        keys = space.history(histories, segments, space.fetch(histories, frozen=True), None)
+        if space.temporal is not None and seen is not histories:
+            keys.added = space.temporal.parts(seen, Segments(seen.offsets, seen.behaviours))
+        query = space.target(space.fetch(candidates, frozen=True), candidates.size)
+        matches = []
+        if self.bias is not None:
+            for weight, name in zip(self.bias.weight, self.shared, strict=True):
+                matches.append(Match(histories.history[name], wanted(candidates.target[name]), weight))
+        return SharedHistory(keys, matches, requests), query
 
     def _masks(self, batch: Batch, segments: Segments) -> dict[str, Tensor]:
         wanted = self.shared if self.bias is not None or self.evidence is not None else []

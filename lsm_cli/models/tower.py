@@ -11,7 +11,8 @@ class Cross(nn.Module):
 
     x_{l+1} = x_0 ⊙ (U_l V_l x_l + b_l) + x_l. The input is wide (every number has many bins) and its interactions are
     few, so rank 16 loses nothing measurable on 64 and costs a fraction of the attention. Crossing a projection of the
-    input instead, at full rank, mixes the bins before they can interact and loses .007 AUC on `retail`.
+    input instead, at full rank, mixes the bins before they can interact and loses .007 AUC on `retail` (numbers alone,
+    one seed).
 
     Args:
         quiet: the last so many features start without a say in the others.

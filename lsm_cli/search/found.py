@@ -18,7 +18,7 @@ class Found:
     Attributes:
         offsets: int64 [n + 1]; sample b owns the places offsets[b]:offsets[b + 1] of the others.
         pointer: int64 [N], event pointers, never twice the same in a sample.
-        level: uint8 [N], by which level of a hard search each was found; 255 = by another search.
+        level: uint8 [N], by which level each was found.
     """
 
     offsets: np.ndarray

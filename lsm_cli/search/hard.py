@@ -2,8 +2,8 @@
 
 A behaviour belongs to the finest level at which it matches: the candidate's leaf, else its parent's subtree, and so on
 up to "any". Levels are filled in this order, the most recent first within a level, until K are found. The item itself
-may stand below the leaf: a busy leaf then cannot crowd out the very item. With the leaf
-alone this is SIM's hard search (arXiv 2006.05639, §3.2.1), with "any" alone the most recent K.
+may stand below the leaf: a busy leaf then cannot crowd out the very item. With the leaf alone this is SIM's hard search
+(arXiv 2006.05639, §3.2.1), with "any" alone the most recent K.
 """
 
 from __future__ import annotations
@@ -165,12 +165,10 @@ def _joined(finds: list[tuple[np.ndarray, np.ndarray, np.ndarray]]) -> tuple[np.
 
 def _telling(store: Store, finer: Sequence[str]) -> list[int]:
     """Which of the finer levels together say whether a behaviour was matched by any of them."""
-    nested = [place for place, name in enumerate(finer) if store.fields[name].level]
-    return (
-        [place for place in range(len(finer)) if place not in nested[:-1]]
-        if _descends(store, finer)
-        else [*range(len(finer))]
-    )
+    every = range(len(finer))
+    nested = [place for place in every if store.fields[finer[place]].level]
+    spared = nested[:-1] if _descends(store, finer) else []
+    return [place for place in every if place not in spared]
 
 
 def _descends(store: Store, levels: Sequence[str]) -> bool:
