@@ -17,7 +17,7 @@ from lsm_cli.engine.run import RunFolder
 from lsm_cli.errors import InputError
 from lsm_cli.report.console import Console, count, size
 
-COLUMNS = ("run", "other", "difference", f"{LEVEL:.0%} interval", "")
+COLUMNS = ("run", "other", "differ by", f"{LEVEL:.0%} interval", "")
 ALONE = "Each interval stands for itself: among twenty lines one is expected to miss."
 ABLATION = "an ablation of the input of the same trained model, not a model retrained without it"
 
@@ -192,7 +192,7 @@ def show_slices(console: Console, title: str, found: dict[str, Any]) -> None:
         for kind, groups in one["slices"].items():
             parts = [(name, part["auc"]) for name, part in groups.items() if part["auc"].value is not None]
             if len(parts) > 1:
-                rows.append([slicing.title(kind), None, None, None, None, None])
+                rows.append([slicing.short(kind), None, None, None, None, None])
                 rows += [[f"  {name}", *_cells(auc)] for name, auc in parts]
         if rows:
             cells = [["" if cell is None and row[-1] is None else cell for cell in row] for row in rows]
@@ -222,7 +222,7 @@ def show_money(console: Console, ours: str, theirs: str, money: dict[str, Any]) 
     rows = [["value-weighted AUC", *_cells(money["value_auc"])]]
     lift: Difference = money["lift"]
     value = None if lift.value is None else f"{lift.value:+.1%}"
-    span = None if lift.low is None or lift.high is None else f"{lift.low:+.1%} to {lift.high:+.1%}"
+    span = None if lift.low is None or lift.high is None else f"{lift.low:+.1%}…{lift.high:+.1%}"
     if money["method"] == "replay":
         mine, other, log = (_percent(money["captured"][name]) for name in ("run", "other", "logged order"))
         what = f"GMV in the first {money['shown']} of a {money['unit']}, share of the best order"
@@ -239,7 +239,7 @@ def show_money(console: Console, ours: str, theirs: str, money: dict[str, Any]) 
 
 
 def _cells(one: Difference) -> list[str | None]:
-    span = None if one.low is None or one.high is None else f"{one.low:+.4f} to {one.high:+.4f}"
+    span = None if one.low is None or one.high is None else f"{one.low:+.4f}…{one.high:+.4f}"
     numbers = [None if number is None else f"{number:.4f}" for number in (one.ours, one.theirs)]
     return [*numbers, None if one.value is None else f"{one.value:+.4f}", span, one.word]
 

@@ -80,8 +80,8 @@ class Difference:
     def word(self) -> str:
         """The verdict beside its numbers."""
         if self.low is None or self.value is None:
-            return "not defined" if self.value is None else "too few users"
-        return ("better" if (self.value > 0) == (self.sign > 0) else "worse") if self.told else "not told apart"
+            return "not defined" if self.value is None else "few users"
+        return ("better" if (self.value > 0) == (self.sign > 0) else "worse") if self.told else "unclear"
 
     def _say(self, number: float) -> str:
         return f"{number:+.2%}" if self.relative else f"{number:+.4f}"

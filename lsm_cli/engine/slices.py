@@ -12,10 +12,10 @@ LENGTH_EDGES = (0, 1, 11, 51, 201, 1001)
 AGES = {"under 1 hour": 1 / 24, "1 hour–1 day": 1.0, "1–7 days": 7.0, "7–30 days": 30.0, "30 days or more": np.inf}
 SHOWN = {"0": 1, "1–9": 10, "10–99": 100, "100–999": 1000, "1000+": np.inf}  # name -> upper bound, exclusive
 CHUNK = 1 << 17
-TITLES = {
-    "history": "behaviours before the request",
-    "item in training": "training samples of the item",
-    "last behaviour": "age of the last behaviour",
+TITLES = {  # kind -> (in a narrow column, in a sentence)
+    "history": ("history length", "behaviours before the request"),
+    "item in training": ("item in training", "training samples of the item"),
+    "last behaviour": ("last behaviour", "age of the last behaviour"),
 }
 
 Slices = dict[str, dict[str, np.ndarray]]
@@ -42,7 +42,15 @@ def slices(store: Store, split: str) -> Slices:
 
 def title(kind: str) -> str:
     """What a kind of slice goes by, in words."""
-    return f"age of the {kind}" if kind.startswith("last match") else TITLES.get(kind, kind)
+    return (
+        f"age of the {kind.replace(',', ' of')}"
+        if kind.startswith("last match,")
+        else TITLES.get(kind, (kind, kind))[1]
+    )
+
+
+def short(kind: str) -> str:
+    return TITLES.get(kind, (kind, kind))[0]
 
 
 def length_names() -> list[str]:
@@ -80,7 +88,7 @@ def _recency(store: Store, samples: Samples) -> Slices:
     ages = np.concatenate(columns) if columns else np.empty((0, len(matches.names)), np.float32)
     found: Slices = {"last behaviour": _ages(ages[:, matches.names.index("last_age")])}
     if matches.fields:
-        found[f"last match of {leaf}"] = _ages(ages[:, matches.names.index(f"{leaf}.age")])
+        found[f"last match, {leaf}"] = _ages(ages[:, matches.names.index(f"{leaf}.age")])
     return found
 
 
