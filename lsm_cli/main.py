@@ -218,6 +218,13 @@ def synth(
     impressions: Annotated[
         float | None, typer.Option(help="Mean impressions per user.", show_default="the world's", min=0)
     ] = None,
+    slate: Annotated[
+        int | None,
+        typer.Option(
+            help="Candidates of a request in the test days, of which a known policy shows one.",
+            show_default="no slates",
+        ),
+    ] = None,
     json: Json = False,
     quiet: Quiet = False,
     debug: Debug = False,
@@ -227,7 +234,7 @@ def synth(
     def work(console: Any) -> dict[str, Any]:
         from lsm_cli.commands import synth as command
 
-        return command.synth(console, out, world, users, seed, overwrite, behaviours, impressions)
+        return command.synth(console, out, world, users, seed, overwrite, behaviours, impressions, slate)
 
     _run(work, json, quiet, debug)
 
