@@ -239,6 +239,32 @@ def synth(
     _run(work, json, quiet, debug)
 
 
+@app.command()
+def simulate(
+    run: Annotated[str, typer.Argument(help="Folder of a run, or random, popularity or truth.")],
+    baseline: Annotated[
+        str, typer.Option(help="The other: a run, or random, popularity or truth.", show_default=False)
+    ],
+    world_dir: Annotated[Path, typer.Option(help="World made by `lsm synth --slate K`.", show_default=False)],
+    data: Annotated[
+        Path | None, typer.Option("--data", help="Store built from the world.", show_default="the run's own")
+    ] = None,
+    replicates: Annotated[int, typer.Option(help="Bootstrap replicates.", min=200, max=1_000_000)] = 1000,
+    seed: Annotated[int, typer.Option(help="Seed of the users' luck and of the bootstrap.", min=0)] = 0,
+    json: Json = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Let two policies serve a synthetic world: who earns more, and did the log foretell it?"""
+
+    def work(console: Any) -> dict[str, Any]:
+        from lsm_cli.commands import simulate as command
+
+        return command.simulate(console, run, baseline, world_dir, data, replicates, seed)
+
+    _run(work, json, quiet, debug)
+
+
 @recipes_app.command("ls")
 def recipes_ls(json: Json = False, quiet: Quiet = False, debug: Debug = False) -> None:
     """List the shipped recipes."""

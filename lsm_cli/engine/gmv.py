@@ -140,7 +140,7 @@ def replay(
         "captured": {name: captured / oracle if oracle else None for name, captured in sums.items()},
         "oracle": oracle,
         "requests_with_a_choice": int(np.unique(requests.group[several]).size),
-        "lift": _lift(resampling, columns["run"], columns["other"]),
+        "lift": lift(resampling, columns["run"], columns["other"]),
     }
 
 
@@ -173,7 +173,7 @@ def snips(
             "clipped": float(np.mean(1 / propensity[speaks] > clip)) if speaks.any() else 0.0,
         }
     return {
-        "lift": _lift(resampling, *columns),
+        "lift": lift(resampling, *columns),
         "value_per_request": {
             "run": _ratio(columns[0].sum(), columns[1].sum()),
             "other": _ratio(columns[2].sum(), columns[3].sum()),
@@ -184,8 +184,12 @@ def snips(
     }
 
 
-def _lift(resampling: Resampling, *columns: np.ndarray) -> Difference:
-    """Ours over theirs, less one; columns [users] are (ours, theirs) or (ours, its weight, theirs, its weight)."""
+def lift(resampling: Resampling, *columns: np.ndarray) -> Difference:
+    """Ours over theirs, less one, with its interval.
+
+    Args:
+        columns: sums [users] of ours and theirs, or of (ours, its weights, theirs, their weights).
+    """
     table = np.stack(columns, 1)
     drawn = np.concatenate([resampling.draw(table), table.sum(0, keepdims=True)])
     if len(columns) == 4:

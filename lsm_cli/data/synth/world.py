@@ -440,3 +440,8 @@ def chances(drawn: Drawn, shown: Requests, sums: dict[str, np.ndarray]) -> dict[
 def trace(shown: Requests, wait: np.ndarray, action: str) -> Events:
     """The ad behaviours that positive labels leave behind, `wait` seconds after their requests."""
     return _trace(shown, wait, action)
+
+
+def rounds(user: np.ndarray) -> list[np.ndarray]:
+    """Rows of the first request of every user, of the second …; `user` is sorted."""
+    return _rounds(user)
