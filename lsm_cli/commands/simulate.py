@@ -61,7 +61,7 @@ def simulate(
     offline = worth(store, SPLIT, paid, logged, replicates=replicates, seed=seed)
     foretold: Difference = offline["lift"]
     truth = real["expected"]
-    result = {
+    result: dict[str, Any] = {
         "run": run,
         "baseline": baseline,
         "world": str(world_dir),

@@ -224,66 +224,56 @@ class _Part:
     """Some rows as sums per user.
 
     Attributes:
-        columns: float64 [users, 12]: positives, negatives, rows of users with both, rows; then for each model the
+        columns: float64 [users, 8]: positives, negatives, rows of users with both, rows; then ours less theirs: the
             placements of the positives, those of the negatives, AUC within the user times rows, loss.
-        defined: whether there is an AUC, and a GAUC.
+        points: AUC, GAUC and log loss of ours and of theirs.
     """
 
     columns: np.ndarray
-    defined: tuple[bool, bool]
+    points: dict[str, tuple[float, float] | None]
 
     @classmethod
     def of(
-        cls,
-        resampling: Resampling,
-        label: np.ndarray,
-        logits: tuple[np.ndarray, np.ndarray],
-        rows: np.ndarray,
+        cls, resampling: Resampling, label: np.ndarray, logits: tuple[np.ndarray, np.ndarray], rows: np.ndarray
     ) -> _Part:
         label = label[rows].astype(np.float64)
-        columns = [resampling.sums(label, rows), resampling.sums(1 - label, rows)]
-        scored, defined = [], (False, False)
-        both = np.zeros(resampling.users)
-        mine = resampling.user[rows]
+        positive, negative = resampling.sums(label, rows), resampling.sums(1 - label, rows)
+        both, scored = np.zeros(resampling.users), []
         for model in logits:
             logit = model[rows].astype(np.float64)
             below, above = placements(label, 1 - label, logit)
-            group, auc, size = grouped_auc(label, logit, mine)
+            group, auc, size = grouped_auc(label, logit, resampling.user[rows])
             within, nothing = np.zeros(resampling.users), np.zeros(resampling.users)
             within[group], both[group] = auc * size, size
-            defined = below is not None, len(group) > 0
-            scored += [
-                nothing if below is None else resampling.sums(below * label, rows),
-                nothing if above is None else resampling.sums(above * (1 - label), rows),
-                within,
-                resampling.sums(np.logaddexp(0.0, logit) - label * logit, rows),
-            ]
-        columns += [both, columns[0] + columns[1], *scored]
-        return cls(np.stack(columns, 1), defined)
+            placed = [nothing, nothing]
+            if below is not None and above is not None:
+                placed = [resampling.sums(below * label, rows), resampling.sums(above * (1 - label), rows)]
+            scored.append([*placed, within, resampling.sums(np.logaddexp(0.0, logit) - label * logit, rows)])
+        counts = [positive, negative, both, positive + negative]
+        columns = [*counts, *(ours - theirs for ours, theirs in zip(*scored, strict=True))]
+        points: dict[str, tuple[float, float] | None] = dict.fromkeys(METRICS)
+        for name, place in (("auc", 0), ("gauc", 2), ("logloss", 3)):  # of its sum, and of what it is divided by
+            total = counts[place].sum()
+            if total > 0 and (place > 0 or negative.sum() > 0):
+                ours, theirs = (float(one[place].sum() / total) for one in scored)
+                points[name] = ours, theirs
+        return cls(np.stack(columns, 1), points)
 
     def differences(self, drawn: np.ndarray | None) -> dict[str, Difference]:
-        """Metric -> difference; `drawn` is [replicates, 12]."""
-        whole = self.columns.sum(0, keepdims=True)
+        """Metric -> difference; `drawn` is [replicates, 8]."""
         positive, negative, both, rows = (int((self.columns[:, place] > 0).sum()) for place in range(4))
         users = {"auc": min(positive, negative), "gauc": both, "logloss": rows}
-        point = [_metrics(whole, first) for first in (4, 8)]
         found = {}
-        for number, (name, sign) in enumerate(METRICS.items()):
-            if drawn is None or (number < 2 and not self.defined[number]):
+        for name, sign in METRICS.items():
+            point = self.points[name]
+            if drawn is None or point is None:
                 found[name] = Difference(None, None, None, None, sign, users[name])
                 continue
-            ours, theirs = (float(values[number][0]) for values in point)
-            spread = _metrics(drawn, 4)[number] - _metrics(drawn, 8)[number]
-            if name == "auc":  # the projection: what both placements make together, less the AUC itself
-                ours, theirs = ours / 2, theirs / 2
-                spread = spread - (ours - theirs)
+            with np.errstate(invalid="ignore", divide="ignore"):
+                if name == "auc":  # the projection: what both placements make together, less the AUC itself
+                    spread = drawn[:, 4] / drawn[:, 0] + drawn[:, 5] / drawn[:, 1] - (point[0] - point[1])
+                else:
+                    spread = drawn[:, 6] / drawn[:, 2] if name == "gauc" else drawn[:, 7] / drawn[:, 3]
             low, high = interval(spread, users[name])
-            found[name] = Difference(ours, theirs, low, high, sign, users[name])
+            found[name] = Difference(*point, low, high, sign, users[name])
         return found
-
-
-def _metrics(sums: np.ndarray, first: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Both placements together (twice the AUC), GAUC and log loss, [R] each, from sums [R, 12] of one model."""
-    with np.errstate(invalid="ignore", divide="ignore"):
-        placed = sums[:, first] / sums[:, 0] + sums[:, first + 1] / sums[:, 1]
-        return placed, sums[:, first + 2] / sums[:, 2], sums[:, first + 3] / sums[:, 3]

@@ -100,16 +100,17 @@ def value_auc(
     resampling = Resampling(user, replicates, seed)
     positive, negative = np.where(label == 1, np.maximum(value, 0.0), 0.0), (label == 0).astype(np.float64)
     worth, others = resampling.sums(positive), resampling.sums(negative)
-    columns, points = [worth, others], []
+    points: list[float] = []
+    placed: list[np.ndarray] = []
     for logit in scores:
         below, above = placements(positive, negative, logit)
         if below is None or above is None:
             return Difference(None, None, None, None, 1, 0)
-        columns += [resampling.sums(below * positive), resampling.sums(above * negative)]
+        placed += [resampling.sums(below * positive), resampling.sums(above * negative)]
         points.append(float((below * positive).sum() / positive.sum()))
-    drawn = resampling.draw(np.stack(columns, 1))
+    drawn = resampling.draw(np.stack([worth, others, placed[0] - placed[2], placed[1] - placed[3]], 1))
     with np.errstate(invalid="ignore", divide="ignore"):
-        spread = (drawn[:, 2] - drawn[:, 4]) / drawn[:, 0] + (drawn[:, 3] - drawn[:, 5]) / drawn[:, 1]
+        spread = drawn[:, 2] / drawn[:, 0] + drawn[:, 3] / drawn[:, 1]
     users = int(min((worth > 0).sum(), (others > 0).sum()))
     low, high = interval(spread - (points[0] - points[1]), users)
     return Difference(points[0], points[1], low, high, 1, users)
@@ -199,6 +200,9 @@ def lift(resampling: Resampling, *columns: np.ndarray) -> Difference:
     users = int(((columns[0] > 0) | (columns[len(columns) // 2] > 0)).sum())
     if not (np.isfinite([ours, theirs]).all() and theirs > 0):
         return Difference(None, None, None, None, 1, users, relative=True)
+    half = len(columns) // 2
+    if all(np.array_equal(*pair) for pair in zip(columns[:half], columns[half:], strict=True)):
+        drawn[:, 0] = drawn[:, 1]  # the same to the last digit
     with np.errstate(invalid="ignore", divide="ignore"):
         low, high = interval(drawn[:-1, 0] / drawn[:-1, 1] - 1, users)
     return Difference(ours, theirs, low, high, 1, users, relative=True)

@@ -81,7 +81,7 @@ class Simulation:
     def __init__(self, drawn: Drawn, store: Store, seed: int = 0) -> None:
         assert drawn.slates is not None
         self.drawn, self.store, self.slates = drawn, store, drawn.slates
-        self.size, self.width = drawn.slates.item.shape
+        self.size, self.width = (int(number) for number in drawn.slates.item.shape)
         self.could = candidates(drawn)
         self.user = drawn.requests.user[drawn.slates.request]
         samples, place = store.samples(SPLIT), np.tile(np.arange(self.width), self.size)
