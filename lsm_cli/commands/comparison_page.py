@@ -37,65 +37,72 @@ def write_page(result: dict[str, Any], folder: Path) -> Path:
 
 
 def _page(result: dict[str, Any]) -> html.Page:
-    split, mine = result["split"], result["recipe"]
-    against = result["against"]
+    mine, against = result["recipe"], result["against"]
     page = html.Page(f"{mine} against {' and '.join(entry['title'] for entry in against.values())}")
     for entry in against.values():
-        page.paragraph(f"{mine} ({result['run']}) and {entry['title']} ({entry['run']}):")
         for target, one in entry["differences"].items():
-            page.paragraph(f"{target}: " + "; ".join(f"{WORDS[name]} {one[name]['verdict']}" for name in METRICS) + ".")
+            said = "; ".join(f"{WORDS[name]} {one[name]['verdict']}" for name in METRICS)
+            page.paragraph(f"{mine} against {entry['title']}, {target}: {said}.")
         if "ablation" in entry:
             page.paragraph(f"{entry['title']}: {entry['ablation']}.")
     if "gmv" in result:
-        page.paragraph(f"Money: GMV lift over the baseline, {result['gmv']['lift']['verdict']}.")
-    summary = next(iter(result[split].values()))
-    page.paragraph(
-        f"Both scored the same {summary['n']:,} {split} samples of {result['store']}. Intervals hold "
-        f"{result['level']:.0%} of the time; they come from {result['replicates']:,} draws of users with replacement, "
-        "so they say how far the result would move with other users, not with another training seed or another month. "
-        "Each interval stands for itself: among twenty lines one is expected to miss."
-    )
-    for key, entry in against.items():
+        page.paragraph(f"Money: {sentences(result['gmv'])[0]}")
+    for entry in against.values():
         _differences(page, mine, entry)
-        if key == "baseline" and "gmv" in result:
-            _money(page, mine, entry["title"], result["gmv"])
-        _slices(page, mine, entry)
+    if "gmv" in result:
+        _money(page, mine, against["baseline"]["title"], result["gmv"])
+    _about(page, result)
+    for key, entry in against.items():
+        if key == "baseline" or "baseline" not in against:
+            _slices(page, mine, entry)
     _calibration(page, result)
     _cost(page, result)
     return page
 
 
+def _about(page: html.Page, result: dict[str, Any]) -> None:
+    split, store = result["split"], result["store"]
+    rows = [[f"{result['recipe']}, the run", result["run"]]]
+    rows += [[entry["title"], entry["run"]] for entry in result["against"].values()]
+    rows += [[f"{target}, {split} samples of {store}", f"{one['n']:,}"] for target, one in result[split].items()]
+    page.table("What was compared, and on what", ["", ""], rows)
+    page.paragraph(
+        f"All scored the same samples. Intervals hold {result['level']:.0%} of the time; they come from "
+        f"{result['replicates']:,} draws of users with replacement, so they say how far a result would move with other "
+        "users, not with another training seed or another month. Each interval stands for itself: among twenty lines "
+        "one is expected to miss. Grey: the interval holds zero, so the two cannot be told apart."
+    )
+
+
 def _differences(page: html.Page, mine: str, entry: dict[str, Any]) -> None:
-    rows = []
+    columns = ["", mine, entry["title"], "difference", "interval", ""]
+    rows, told = [], []
     for target, one in entry["differences"].items():
-        for name in METRICS:
-            rows.append([f"{target} {WORDS[name]}", *_cells(one[name])])
-    columns = ["", mine, entry["title"], "difference", "interval", "verdict"]
+        rows += [[f"{target} {WORDS[name]}", *_cells(one[name])] for name in METRICS]
+        told += _told([(f"{target} {WORDS[name]}", one[name]) for name in ("auc", "gauc")])
+    page.intervals(f"{mine} less {entry['title']}", told)
     page.table(f"How sure: {mine} against {entry['title']}", columns, rows)
 
 
 def _slices(page: html.Page, mine: str, entry: dict[str, Any]) -> None:
+    columns = [mine, entry["title"], "AUC difference", "interval", "", "GAUC", "log loss"]
     for target, one in entry["differences"].items():
         for kind, groups in one["slices"].items():
-            told = [
-                (name, part["auc"]["low"], part["auc"]["difference"], part["auc"]["high"])
-                for name, part in groups.items()
-                if part["auc"]["low"] is not None
-            ]
-            if len(groups) < 2 or not told:
+            known = {name: part for name, part in groups.items() if part["auc"]["difference"] is not None}
+            if len(known) < 2:
                 continue
-            page.intervals(f"{target}: AUC difference to {entry['title']}, by {title(kind)}", told)
+            told = _told([(name, part["auc"]) for name, part in known.items()])
+            page.intervals(f"{target}: AUC less that of {entry['title']}, by {title(kind)}", told)
             rows = [
-                [
-                    name,
-                    *_cells(part["auc"]),
-                    _signed(part["gauc"]["difference"]),
-                    _signed(part["logloss"]["difference"]),
-                ]
-                for name, part in groups.items()
+                [name, *_cells(part["auc"]), *(_signed(part[metric]["difference"]) for metric in ("gauc", "logloss"))]
+                for name, part in known.items()
             ]
-            columns = [title(kind), mine, entry["title"], "AUC difference", "interval", "verdict", "GAUC", "log loss"]
-            page.table(f"{target} by {title(kind)}", columns, rows)
+            page.table(f"{target} by {title(kind)}", [title(kind), *columns], rows)
+
+
+def _told(named: list[tuple[str, dict[str, Any]]]) -> list[tuple[str, float, float, float]]:
+    """Those with an interval, for a chart."""
+    return [(name, one["low"], one["difference"], one["high"]) for name, one in named if one["low"] is not None]
 
 
 def _money(page: html.Page, mine: str, other: str, money: dict[str, Any]) -> None:
@@ -107,14 +114,14 @@ def _money(page: html.Page, mine: str, other: str, money: dict[str, Any]) -> Non
         share = {name: None if part is None else f"{part:.4g}" for name, part in money["value_per_request"].items()}
         what = "GMV per request"
     lift = money["lift"]
-    span = None if lift["low"] is None else f"{lift['low']:+.1%} to {lift['high']:+.1%}"
+    span = None if lift["low"] is None else f"{lift['low']:+.1%}…{lift['high']:+.1%}"
     value = None if lift["lift"] is None else f"{lift['lift']:+.1%}"
     rows.append([what, share["run"], share["other"], value, span, lift["word"]])
     rows.append([*(["the same, logged order"] if money["method"] == "replay" else ["the same, the log's policy"]),
                  share.get("logged order", share.get("log")), None, None, None, None])  # fmt: skip
-    page.table("GMV", ["", mine, other, "difference", "interval", "verdict"], rows)
-    page.paragraph(money["how"])
-    for line in sentences(money):
+    page.table("GMV", ["", mine, other, "difference", "interval", ""], rows)
+    page.paragraph(money["how"][0].upper() + money["how"][1:] + ".")
+    for line in sentences(money)[1:]:
         page.paragraph(line)
 
 
@@ -164,7 +171,7 @@ def _cost(page: html.Page, result: dict[str, Any]) -> None:
 
 
 def _cells(one: dict[str, Any]) -> list[str | None]:
-    span = None if one["low"] is None else f"{one['low']:+.4f} to {one['high']:+.4f}"
+    span = None if one["low"] is None else f"{one['low']:+.4f}…{one['high']:+.4f}"
     return [_four(one["run"]), _four(one["other"]), _signed(one["difference"]), span, one["word"]]
 
 
