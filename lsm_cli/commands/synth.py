@@ -94,7 +94,6 @@ def synth(
         "seconds": round(time.monotonic() - began, 3),
         "scores": scores,
     }
-    console.result(result)
     return result
 
 

@@ -50,7 +50,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def compared(folder: Path) -> dict:
-    more = ["--replicates", "300", "--ads-only", "--shuffle-history"]
+    more = ["--replicates", "300", "--ads-only", "--shuffle-history", "--out", folder / "page"]
     return _json("eval", folder / "tin", "--baseline", folder / "dnn", *more)
 
 
@@ -98,7 +98,7 @@ def test_what_the_terminal_says(folder: Path, tmp_path: Path) -> None:
 
 
 def test_the_page_needs_nothing_from_elsewhere(compared: dict, folder: Path) -> None:
-    text = (folder / "tin" / "compare.html").read_text()
+    text = (folder / "page" / "compare.html").read_text()
     assert "<script" not in text and not re.search(r"""(src|href)\s*=|url\(|https?://""", text)
     for words in ("dnn", "order", "calibration", "Cost", "not a model retrained", "GMV"):
         assert words in text
