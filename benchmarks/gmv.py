@@ -112,6 +112,8 @@ def main() -> None:
     every = [one for pairs in found["worlds"].values() for one in pairs.values()]
     for key in ("sign_agrees", "within"):
         found[key] = f"{sum(one[key] for one in every)} of {len(every)}"
+    told = [one for one in every if one["foretold"]["word"] != "unclear"]
+    found["sign_agrees_where_told_apart"] = f"{sum(one['sign_agrees'] for one in told)} of {len(told)}"
     given.out.parent.mkdir(parents=True, exist_ok=True)
     given.out.write_text(json.dumps(found, indent=1) + "\n")
 

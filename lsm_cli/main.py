@@ -200,6 +200,10 @@ def evaluate(
         )
         if asked.compares:
             return comparison.compare_runs(console, run, data, split, asked)
+        if out is not None:
+            raise InputError(
+                "--out is where the page of a comparison goes: add --baseline, --ads-only or --drop-domain"
+            )
         return evaluation.eval_run(console, run, data, split, shuffle_history, seed)
 
     _run(work, json, quiet, debug)

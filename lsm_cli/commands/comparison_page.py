@@ -55,7 +55,10 @@ def _page(result: dict[str, Any]) -> html.Page:
     for key, entry in against.items():
         if key == "baseline" or "baseline" not in against:
             _slices(page, mine, entry)
-    _calibration(page, result)
+    named = {mine: result[result["split"]]}
+    if "baseline" in against:
+        named[against["baseline"]["title"]] = against["baseline"][result["split"]]
+    calibration(page, named)
     _cost(page, result)
     return page
 
@@ -125,30 +128,21 @@ def _money(page: html.Page, mine: str, other: str, money: dict[str, Any]) -> Non
         page.paragraph(line)
 
 
-def _calibration(page: html.Page, result: dict[str, Any]) -> None:
-    split, against = result["split"], result["against"]
-    named = {result["recipe"]: result[split]}
-    if "baseline" in against:
-        named[against["baseline"]["title"]] = against["baseline"][split]
-    for target in result[split]:
+def calibration(page: html.Page, named: dict[str, dict[str, Any]]) -> None:
+    """Observed share against predicted probability; `named` is model -> target -> metrics with their curve."""
+    for target in dict.fromkeys(target for targets in named.values() for target in targets):
+        known = {name: targets[target] for name, targets in named.items() if target in targets}
         curves = {
-            name: [(one["predicted"], one["observed"]) for one in targets[target]["calibration_curve"]["bins"]]
-            for name, targets in named.items()
-            if target in targets
+            name: [(part["predicted"], part["observed"]) for part in one["calibration_curve"]["bins"]]
+            for name, one in known.items()
         }
         most = max((x for line in curves.values() for x, _ in line), default=0.0)
-        page.lines(
-            f"{target}: observed share against predicted probability", {**curves, "perfect": [(0, 0), (most, most)]}
-        )
-        page.table(
-            f"{target}: calibration",
-            ["", "predicted / observed", "expected calibration error"],
-            [
-                [name, _four(targets[target]["calibration"]), _four(targets[target]["calibration_curve"]["ece"])]
-                for name, targets in named.items()
-                if target in targets
-            ],
-        )
+        lines = {**curves, "perfect": [(0.0, 0.0), (most, most)]}
+        page.lines(f"{target}: observed share against predicted probability", lines)
+        rows = [
+            [name, _four(one["calibration"]), _four(one["calibration_curve"]["ece"])] for name, one in known.items()
+        ]
+        page.table(f"{target}: calibration", ["", "predicted / observed", "expected calibration error"], rows)
 
 
 def _cost(page: html.Page, result: dict[str, Any]) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from lsm_cli.commands.comparison import show_calibration
+from lsm_cli.commands.comparison_page import calibration
 from lsm_cli.data.store import Store
 from lsm_cli.engine import slices
 from lsm_cli.engine.device import peak_memory
@@ -47,6 +49,7 @@ def eval_run(
     show(console, f"{recipe.name} on the {split} samples of {store.name}", found["targets"], result.get("shuffled"))
     for target, entry in found["targets"].items():
         show_slices(console, target, entry["slices"])
+        show_calibration(console, target, {recipe.name: entry})
     console.text(f"{count(found['samples_per_second'])} scored samples/s")
     if not shuffle_history:
         console.next(f"lsm eval {run_path} --shuffle-history")
@@ -129,6 +132,7 @@ def write_report(
     for target, entry in targets.items():
         for kind, groups in entry["slices"].items():
             page.table(f"{target} by {kind}", columns, [[name, *_cells(part)] for name, part in groups.items()])
+    calibration(page, {recipe.name: targets})
     page.code("Recipe", recipe.to_toml())
     run.write_text("report.html", page.render())
 

@@ -131,6 +131,7 @@ def test_mistakes_are_one_sentence(folder: Path, small_store: Path, tmp_path: Pa
     fails("no behaviours", "eval", run, "--drop-domain", "ad", "--drop-domain", "video", "--drop-domain", "article")
     fails("give one of them", "eval", run, "--ads-only", "--drop-domain", "video")
     fails("not a run", "eval", run, "--baseline", tmp_path)
+    fails("add --baseline", "eval", run, "--out", tmp_path)
     fails("not a common target", "eval", run, "--baseline", run, "--gmv-target", "buy")
     only = folder / "only_click"
     _json("train", "-r", "dnn", "--data", folder / "store", "--out", only, *SMALL, 'data.targets=["click"]')

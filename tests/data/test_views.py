@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from typer.testing import CliRunner
 
 from lsm_cli import recipe as recipes
 from lsm_cli.data.building.orders import ordered
@@ -19,6 +21,7 @@ from lsm_cli.engine.evaluate import score
 from lsm_cli.engine.feed import Feed
 from lsm_cli.engine.setup import Setup
 from lsm_cli.errors import InputError
+from lsm_cli.main import app
 
 FIELDS = ("item", "category", "scenario", "action")
 SMALL = ["train.threads=1", "model.hidden=[16]", "model.bins=0", "train.device=cpu"]
@@ -101,6 +104,25 @@ def test_every_search_reads_what_is_left(small_store: Path, options: list[str]) 
     lengths = np.diff(store.offsets)
     age = np.repeat(store.offsets[1:], lengths) - np.arange(store.events)
     assert np.abs(whole - scored(Hidden(store, age > np.repeat(lengths, lengths) // 2, ""))).max() > 0.01
+
+
+def test_pointers_found_beforehand_are_found_again(small_store: Path, tmp_path: Path) -> None:
+    """They point at behaviours that may be hidden: the search is done anew, where the store alone can do it."""
+    store, found = Store.open(small_store), tmp_path / "found"
+    small = ["search.top_k=5", *SMALL]
+    done = CliRunner().invoke(
+        app, ["search", "-r", "hier_hard", "--data", str(small_store), "--split", "all", "--out", str(found), *small]
+    )
+    assert done.exit_code == 0, done.output
+    view = Hidden(store, np.arange(store.events) % 2 == 0, "")
+    live, file = (recipes.load("hier_hard", [*small, *more]) for more in ([], [f"search.from={found}"]))
+    read = [Feed(Setup.of(recipe, view), "test").find(np.arange(100)) for recipe in (live, file)]
+    assert np.array_equal(read[0].pointer, read[1].pointer) and len(read[0].pointer)
+    manifest = json.loads((found / "manifest.json").read_text())
+    manifest["search"]["method"] = "soft"
+    (found / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(InputError, match="no look without them"):
+        Feed(Setup.of(file, view), "test")
 
 
 def test_domains_that_are_not_there(small_store: Path) -> None:
