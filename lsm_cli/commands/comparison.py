@@ -225,13 +225,12 @@ def show_money(console: Console, ours: str, theirs: str, money: dict[str, Any]) 
     span = None if lift.low is None or lift.high is None else f"{lift.low:+.1%}…{lift.high:+.1%}"
     if money["method"] == "replay":
         mine, other, log = (_percent(money["captured"][name]) for name in ("run", "other", "logged order"))
-        what = f"GMV in the first {money['shown']} of a {money['unit']}, share of the best order"
         last = "  the same by the logged order"
     else:
         each = money["value_per_request"]
         mine, other, log = (None if each[name] is None else f"{each[name]:.4g}" for name in ("run", "other", "log"))
-        what, last = "GMV per request", "  the same by the log's own policy"
-    rows += [[what, mine, other, value, span, lift.word], [last, log, None, None, None, None]]
+        last = "  the same by the log's own policy"
+    rows += [[money["what"], mine, other, value, span, lift.word], [last, log, None, None, None, None]]
     title = f"GMV of {ours} against {theirs}, ranked by {money['target']}"
     console.table(title, ["", *COLUMNS], rows, note=money["how"])
     for line in sentences(_json(money)):

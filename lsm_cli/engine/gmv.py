@@ -240,12 +240,14 @@ def worth(
     whole = bool(observed.all())
     if propensity is not None and requests.unit == "request":
         found |= snips(requests, value, observed, propensity, user, scores, clip, replicates, seed)
-        method = "snips"
+        method, found["what"] = "snips", "GMV per request"
     else:
         rows = np.flatnonzero(observed)
         part = requests if whole else Requests(requests.group[rows], requests.size, requests.unit)
         found |= replay(part, value[rows], user[rows], seen, shown, replicates, seed)
         method, found["shown"] = "replay", shown
+        first = "first" if shown == 1 else f"first {shown}"
+        found["what"] = f"GMV of the {first} in a {requests.unit}, share of the best order's"
         if propensity is not None:
             found["note"] = (
                 "the log has propensities, but not what else could have been shown (most requests have one candidate), "

@@ -101,7 +101,7 @@ def _forest(rows: Sequence[tuple[str, float, float, float]], unit: str) -> str:
         drawn.append(f'<text x="{left - 12}" y="{y + 4}" text-anchor="end">{escape(name)}</text>')
         drawn.append(f'<line x1="{start:.1f}" x2="{end:.1f}" y1="{y}" y2="{y}" stroke="{colour}" stroke-width="3"/>')
         drawn.append(f'<circle cx="{middle:.1f}" cy="{y}" r="5" fill="{colour}"/>')
-        said = f"{value:+.4g}{escape(unit)}"
+        said = f"{value:+.4f}{escape(unit)}"
         drawn.append(f'<text x="{WIDTH - right + 16}" y="{y + 4}">{said}</text>')
     return f'<svg {size} role="img">{"".join(drawn)}</svg>'
 
