@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Generator, Iterable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
 From = TypeVar("From")
@@ -19,7 +19,7 @@ def ahead(make: Callable[[From], To], items: Iterable[From], depth: int) -> Gene
     if not depth:
         yield from map(make, items)
         return
-    items, made = iter(items), deque()
+    made: deque[Future[To]] = deque()
     pool = ThreadPoolExecutor(1, thread_name_prefix="ahead")
     try:
         for item in items:

@@ -52,7 +52,7 @@ def scoring_batches(feed: Feed, index: np.ndarray) -> Iterator[np.ndarray]:
 def scores(
     model: RankingModel, feed: Feed, compute: Compute, groups: Iterable[np.ndarray]
 ) -> Generator[Tensor, None, None]:
-    """Logits of each group of samples, float32 [n, targets], on the device; scoring and profiling both go through it."""
+    """Logits of each group of samples, float32 [n, targets], on the device; scoring and profiling alike."""
     model.eval()
     with closing(feed.batches(groups, model)) as made:
         while True:

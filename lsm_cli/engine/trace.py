@@ -104,15 +104,18 @@ class Clock:
         event.record()
         return event
 
-    def spent(self) -> dict[str, float]:
-        """Seconds by part since the last call, from the first mark to the last; waits for a GPU."""
-        marks, self.marks = self.marks, []
-        found: dict[str, float] = {}
+    def spent(self, bounds: list[int]) -> list[dict[str, float]]:
+        """Seconds by part between neighbouring bounds, which are places among the marks; waits for a GPU."""
+        self._mark()  # where the last part ends
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
-        for (name, began), (_, ended) in pairwise(marks):
-            long = began.elapsed_time(ended) / 1e3 if self.device.type == "cuda" else ended - began
-            found[name] = found.get(name, 0.0) + long
+        found = []
+        for low, high in pairwise(bounds):
+            parts: dict[str, float] = {}
+            for (name, began), (_, ended) in pairwise(self.marks[low : high + 1]):
+                long = began.elapsed_time(ended) / 1e3 if self.device.type == "cuda" else ended - began
+                parts[name] = parts.get(name, 0.0) + long
+            found.append(parts)
         return found
 
 
