@@ -150,7 +150,7 @@ class EngineOptions(Options):
     kernels: Literal["auto", "compiled", "eager"] = Field(
         "auto",
         description="attention over histories: compiled = fused gathers and sums, eager = written out behaviour by "
-        "behaviour, auto = compiled, and matrix products for small tables",
+        "behaviour, auto = compiled, and matrix products for tables of few rows",
     )
     sparse_rows: bool = Field(
         True, description="read and update only the embedding rows of a step, instead of whole tables (Adagrad only)"

@@ -1,4 +1,4 @@
-"""Which samples make which step, by count or by behaviours: a function of (seed, epoch), so a resumed run finds its place."""
+"""Which samples make which step, by count or by behaviours: a function of (seed, epoch), so that runs can resume."""
 
 from __future__ import annotations
 

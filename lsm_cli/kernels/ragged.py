@@ -35,7 +35,7 @@ _preferred = "auto"
 
 
 def prefer(kernels: str) -> None:
-    """Which kernels this process uses from now on: `auto`, `compiled` (never `small`) or `eager` (the reference)."""
+    """What this process uses from now on: `auto`, `compiled` (`small` only where it must) or `eager` (reference)."""
     global _preferred
     _preferred = kernels
 
@@ -90,7 +90,8 @@ def _choose(rows: int, segments: Segments, ids: Tensor) -> str:
     """`small` where [B, R] is no larger than a few times the batch; the sampled product also needs N <= B R."""
     if _preferred == "eager":
         return "reference"
-    if _preferred == "auto" and rows * segments.size <= 4 * segments.total + 1024:
+    few = segments.total if _preferred == "compiled" else 4 * segments.total + 1024
+    if rows * segments.size <= few:
         return "small"
     return "reference" if ids.is_cuda else "compiled"
 

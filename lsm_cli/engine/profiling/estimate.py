@@ -46,7 +46,7 @@ def estimate(setup: Setup, phase: Phase) -> dict[str, Any]:
     tables = 0
     for space in work.model.spaces:
         dim, names = space.dim, space.bank.names
-        state = (4 if setup.recipe.train.table_optimizer == "adagrad" else 8 * dim + 4)
+        state = 4 if setup.recipe.train.table_optimizer == "adagrad" else 8 * dim + 4
         a_row = (12 if training else 4) * dim + 8  # values, their gradient, their step; the row's number
         scratch = 4 if setup.compute.device.type == "cpu" else 0
         for field, small in zip(setup.fields, few, strict=True):

@@ -15,6 +15,7 @@ import resource
 import sys
 from contextlib import closing
 from functools import cache
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -28,9 +29,20 @@ POINTS = 400  # of a timeline, at most
 
 
 class _Mallinfo(ctypes.Structure):
-    _fields_ = [  # noqa: RUF012 - as ctypes wants it
+    _fields_ = [
         (name, ctypes.c_size_t)
-        for name in ("arena", "ordblks", "smblks", "hblks", "hblkhd", "usmblks", "fsmblks", "uordblks", "fordblks", "keep")
+        for name in (
+            "arena",
+            "ordblks",
+            "smblks",
+            "hblks",
+            "hblkhd",
+            "usmblks",
+            "fsmblks",
+            "uordblks",
+            "fordblks",
+            "keep",
+        )
     ]
 
 
@@ -117,8 +129,9 @@ def watch_step(work: Work, before: int, group: np.ndarray | None = None, warmup:
     with trace.following(clock, work.model), watch, closing(work.steps([group])) as running:
         watch.look()
         next(running)
-    parts, allocated, reserved = zip(*watch.seen, strict=True)
-    allocated, reserved = np.array(allocated) - before, np.array(reserved)
+    parts = [part for part, _, _ in watch.seen]
+    allocated, reserved = np.array([seen[1:] for seen in watch.seen], np.int64).T
+    allocated = allocated - before
     at = int(allocated.argmax())
     peak, held = int(allocated[at]), int(reserved[at])
     if device.type == "cuda":  # knows of workspace inside operations too
@@ -181,15 +194,15 @@ def batch_bytes(work: Work, group: np.ndarray) -> int:
     return total
 
 
-def _before(parts: tuple[str, ...], allocated: np.ndarray, part: str) -> int | None:
+def _before(parts: list[str], allocated: np.ndarray, part: str) -> int | None:
     """What was allocated when a part began."""
     return int(allocated[parts.index(part)]) if part in parts else None
 
 
-def _thinned(parts: tuple[str, ...], allocated: np.ndarray) -> list[list[Any]]:
+def _thinned(parts: list[str], allocated: np.ndarray) -> list[list[Any]]:
     """The largest value of each of at most `POINTS` equal stretches."""
-    edges = np.unique(np.linspace(0, len(allocated), POINTS + 1).astype(int))
-    places = [low + int(allocated[low:high].argmax()) for low, high in zip(edges[:-1], edges[1:], strict=True)]
+    edges = np.unique(np.linspace(0, len(allocated), POINTS + 1).astype(int)).tolist()
+    places = [low + int(allocated[low:high].argmax()) for low, high in pairwise(edges)]
     return [[place, int(allocated[place]), parts[place]] for place in places]
 
 
