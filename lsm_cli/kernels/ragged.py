@@ -90,7 +90,7 @@ def _choose(rows: int, segments: Segments, ids: Tensor) -> str:
     """`small` where [B, R] is no larger than a few times the batch; the sampled product also needs N <= B R."""
     if _preferred == "eager":
         return "reference"
-    few = segments.total if _preferred == "compiled" else 4 * segments.total + 1024
+    few = segments.total - 1 if _preferred == "compiled" else 4 * segments.total + 1024
     if rows * segments.size <= few:
         return "small"
     return "reference" if ids.is_cuda else "compiled"

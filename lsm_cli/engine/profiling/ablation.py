@@ -113,7 +113,7 @@ def ablate(work: Work, steps: int, rounds: int, before: int, progress: Progress 
     Returns:
         techniques: {name: {what, key, on, off, in_recipe, ratio, low, high (quartiles over the rounds), cpu_ratio
         (of the CPU seconds, which other processes disturb less), difference (the largest change of a score, relative to
-        their spread)}}; together: ratio of the recipe to all techniques off;
+        their spread)}}; together: time with all off to that of the recipe, together_cpu;
         memory_utilisation: allocated over reserved at the peak {with, without} the pool; paper.
     """
     progress = progress or Silent()
@@ -133,6 +133,12 @@ def ablate(work: Work, steps: int, rounds: int, before: int, progress: Progress 
     everything |= {"engine.kernels": "eager"} if "engine.kernels" in everything else {}
     if everything:
         variants["together"] = _variant(work, everything)
+    pool = {}  # looked at before others have stretched the heap
+    for name, variant in (
+        ("with", variants.get("memory_pool.on", work)),
+        ("without", variants.get("memory_pool.off", work)),
+    ):
+        pool[name] = 1 - memory.watch_step(variant, before)["fragmentation"]
     difference = _differences(variants)
     pace = _rounds(variants, steps, rounds, progress)
     found = {}
@@ -148,13 +154,12 @@ def ablate(work: Work, steps: int, rounds: int, before: int, progress: Progress 
             "ratio": float(ratio), "cpu_ratio": float(np.median(worked)), "low": float(low), "high": float(high),
             "difference": max((difference[name] for name in changed), default=0.0),
         }  # fmt: skip
-    together = float(np.median(pace["together"][:, 0] / pace[""][:, 0])) if "together" in pace else 1.0
-    pool = {}
-    for name, variant in (("with", work), ("without", variants.get("memory_pool.off"))):
-        if variant is not None:
-            pool[name] = 1 - memory.watch_step(variant, before, variant.groups[0])["fragmentation"]
+    together = np.median(pace.get("together", pace[""]) / pace[""], axis=0).tolist()
     setup.activate(work.model)
-    return {"techniques": found, "together": together, "memory_utilisation": pool, "paper": PAPER, "rounds": rounds}
+    return {
+        "techniques": found, "together": together[0], "together_cpu": together[1], "memory_utilisation": pool,
+        "paper": PAPER, "rounds": rounds,
+    }  # fmt: skip
 
 
 def _variant(work: Work, options: dict[str, Any]) -> Work:
