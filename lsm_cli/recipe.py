@@ -10,7 +10,7 @@ import difflib
 import tomllib
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -18,6 +18,8 @@ from lsm_cli.errors import InputError
 
 BY_ATTENTION = ("soft", "eta", "sdim", "hybrid")  # searches that go by a model's attention
 ATTENTIVE = ("tin", "stacked_tin")  # readers that have one
+
+Width = Annotated[int, Field(ge=1, le=1 << 16)]
 
 
 class Options(BaseModel):
@@ -72,8 +74,14 @@ class ModelOptions(Options):
     cross: int = Field(2, ge=0, le=6, description="DCN-v2 cross layers on the head's whole input")
     cross_rank: int = Field(16, ge=1, le=1024, description="rank of the cross layers' weights")
     quiet: bool = Field(True, description="what the reader found starts with weight zero in the head")
-    hidden: list[int] = Field([128], description="widths of the shared tower", min_length=1, max_length=8)
-    attention_hidden: list[int] = Field([64], description="widths of DIN's attention network", min_length=1)
+    hidden: list[Width] = Field([128], description="widths of the shared tower", min_length=1, max_length=8)
+    target_hidden: list[Width] = Field(
+        [], description="widths of a tower of each target's own on what is shared; empty = a linear head", max_length=8
+    )
+    experts: int = Field(
+        0, ge=0, le=64, description="experts in place of the shared hidden layers, a gate per target (MMoE); 0 = none"
+    )
+    attention_hidden: list[Width] = Field([64], description="widths of DIN's attention network", min_length=1)
     dropout: float = Field(0.0, ge=0, lt=1, description="dropout in the tower")
 
 

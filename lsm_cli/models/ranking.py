@@ -75,10 +75,7 @@ class RankingModel(nn.Module):
         features += options.dim * len(self.space.candidate) if options.candidate else 0
         read = cast(int, self.reader.out) if self.reader is not None else 0
         self.feed_candidate = options.candidate
-        self.tower = Tower(
-            features + read, options.cross, options.cross_rank, options.hidden, targets, options.dropout,
-            quiet=read if options.quiet else 0,
-        )  # fmt: skip
+        self.tower = Tower(features, read, options, targets)
 
     def fetch(self, batch: Batch) -> list[Rows]:
         """The embedding rows of a batch, space by space; in training mode they are leaves that collect gradients."""
@@ -107,9 +104,8 @@ class RankingModel(nn.Module):
             features += [table(batch.calendar[:, place]) for place, table in enumerate(self.calendar)]
         if self.feed_candidate:
             features += [self.space.own(rows[0], name) for name in self.space.candidate]
-        if self.reader is not None:
-            features.append(self.reader(*self._inputs(batch, segments, masks, rows)))
-        return self.tower(torch.cat(features, 1))
+        found = [] if self.reader is None else [self.reader(*self._inputs(batch, segments, masks, rows))]
+        return self.tower(torch.cat(features, 1), found)
 
     def numbers(self, batch: Batch) -> Tensor:
         """The raw numeric features of a batch [B, n], to fit their scale before training."""
