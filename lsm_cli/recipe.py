@@ -46,13 +46,29 @@ class ModelOptions(Options):
     attention_dim: int = Field(
         0, ge=0, le=1024, description="width per field of the attention's own embeddings (DARE); 0 = shared ones"
     )
+    heads: Literal["auto"] | list[list[str]] = Field(
+        [],
+        description="fields that each attention head sees (DSI-TIN), e.g. [['item'], ['category'], ['time']]; `auto` = "
+        "a head each for item-like fields, categories, places, actions and time; empty = one head that sees everything",
+    )
     layers: int = Field(2, ge=1, le=8, description="layers of the stacked interest network")
-    stack_output: Literal["found", "states"] = Field(
+    stack_output: Literal["found", "states", "last"] = Field(
         "found",
-        description="what the head sees of a stack: what each layer found, or its state, which holds the candidate",
+        description="what the head sees of a stack: what each layer found, every state, which holds the candidate, or "
+        "only the last",
+    )
+    stack_residual: Literal["norm", "gate"] = Field(
+        "norm", description="how a layer's finding joins the state: added and normed, or through a gate"
+    )
+    stack_feed_forward: int = Field(
+        0, ge=0, le=16, description="hidden width of a feed-forward network after each layer, in widths; 0 = none"
     )
     temporal: list[Literal["interval", "rank"]] = Field(
         ["interval", "rank"], description="temporal encodings of a behaviour: time to the request, rank from it"
+    )
+    time_tables: Literal["shared", "own", "residual"] = Field(
+        "shared",
+        description="temporal encodings of several targets: the same, own ones, or a residual of each on shared ones",
     )
     intervals: int = Field(32, ge=2, le=512, description="log-spaced time-interval buckets, one second to two years")
     ranks: int = Field(32, ge=2, le=4096, description="log-spaced rank buckets")
@@ -166,6 +182,8 @@ class Recipe(Options):
             raise ValueError("train.precision: fp16 needs a GPU; use bf16 or fp32 on the CPU")
         if self.model.attention_dim and self.model.sequence not in ATTENTIVE:
             raise ValueError("model.attention_dim: only tin and stacked_tin have an attention to decouple; set it to 0")
+        if self.model.heads and self.model.sequence not in ATTENTIVE:
+            raise ValueError("model.heads: only tin and stacked_tin have attention heads; leave it empty")
         if self.search.method in BY_ATTENTION and self.model.sequence not in ATTENTIVE:
             raise ValueError(
                 f"search.method: {self.search.method} goes by the attention of tin or stacked_tin; set model.sequence"

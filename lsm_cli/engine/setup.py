@@ -12,6 +12,7 @@ from lsm_cli.data.batches import Assembler
 from lsm_cli.data.store import Field, Store
 from lsm_cli.engine.device import Compute, decide
 from lsm_cli.errors import InputError
+from lsm_cli.models.heads import groups
 from lsm_cli.models.ranking import RankingModel
 from lsm_cli.recipe import Recipe
 from lsm_cli.search.hard import ANY, HardOptions
@@ -43,6 +44,8 @@ class Setup:
         targets = _known(recipe.data.targets, store.targets, "data.targets", store)
         _known(list(recipe.train.weights), targets, "train.weights", store)
         statistics = store.statistics if recipe.data.statistics else []
+        seen = [store.fields[name] for name in names if store.fields[name].in_history]
+        groups(recipe.model.heads, seen, bool(recipe.model.temporal))
         return cls(recipe, store, decide(recipe.train), [store.fields[name] for name in names], targets, statistics)
 
     def model(self) -> RankingModel:
