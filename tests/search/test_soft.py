@@ -62,8 +62,21 @@ def test_equals_brute_force(lengths: list[int], seed: int, k: int, values: int, 
     if not kept:
         assert split(*soft.top_k(scores, segments, k)) == expected
     value = scores.masked_fill(keep, -torch.inf)
-    by_sorting = soft.by_sorting(value, segments, k)
-    assert np.array_equal(by_sorting.numpy(), soft.by_threshold(value.numpy(), segments.offsets.numpy(), k))
+    by_sorting = soft.by_sorting(value, segments, k).numpy()
+    assert np.array_equal(np.flatnonzero(by_sorting), soft.by_threshold(value.numpy(), segments.offsets.numpy(), k))
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    size=st.integers(2, 400), k=st.integers(1, 12), kinds=st.sampled_from([2, 5, 1000]), seed=st.integers(0, 1 << 30)
+)
+def test_the_kth_best_is_the_kth_best(size: int, k: int, kinds: int, seed: int) -> None:
+    """Whatever the order, with ties and with behaviours that may never be found."""
+    rng = np.random.default_rng(seed)
+    value = rng.integers(0, kinds, size).astype(np.float32)
+    value[rng.random(size) < 0.2] = -np.inf
+    k = min(k, size - 1)
+    assert soft.kth_best(value, k) == np.sort(value)[-k]
 
 
 @settings(max_examples=60, deadline=None)
