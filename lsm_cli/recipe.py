@@ -10,7 +10,7 @@ import difflib
 import tomllib
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -18,6 +18,8 @@ from lsm_cli.errors import InputError
 
 BY_ATTENTION = ("soft", "eta", "sdim", "hybrid")  # searches that go by a model's attention
 ATTENTIVE = ("tin", "stacked_tin")  # readers that have one
+
+Width = Annotated[int, Field(ge=1, le=1 << 16)]
 
 
 class Options(BaseModel):
@@ -44,13 +46,29 @@ class ModelOptions(Options):
     attention_dim: int = Field(
         0, ge=0, le=1024, description="width per field of the attention's own embeddings (DARE); 0 = shared ones"
     )
+    heads: Literal["auto"] | list[list[str]] = Field(
+        [],
+        description="fields that each attention head sees (DSI-TIN), e.g. [['item'], ['category'], ['time']]; `auto` = "
+        "a head each for item-like fields, categories, places, actions and time; empty = one head that sees everything",
+    )
     layers: int = Field(2, ge=1, le=8, description="layers of the stacked interest network")
-    stack_output: Literal["found", "states"] = Field(
+    stack_output: Literal["found", "states", "last"] = Field(
         "found",
-        description="what the head sees of a stack: what each layer found, or its state, which holds the candidate",
+        description="what the head sees of a stack: what each layer found, every state, which holds the candidate, or "
+        "only the last",
+    )
+    stack_residual: Literal["norm", "gate"] = Field(
+        "norm", description="how a layer's finding joins the state: added and normed, or through a gate"
+    )
+    stack_feed_forward: int = Field(
+        0, ge=0, le=16, description="hidden width of a feed-forward network after each layer, in widths; 0 = none"
     )
     temporal: list[Literal["interval", "rank"]] = Field(
         ["interval", "rank"], description="temporal encodings of a behaviour: time to the request, rank from it"
+    )
+    time_tables: Literal["shared", "own", "residual"] = Field(
+        "shared",
+        description="temporal encodings of several targets: the same, own ones, or a residual of each on shared ones",
     )
     intervals: int = Field(32, ge=2, le=512, description="log-spaced time-interval buckets, one second to two years")
     ranks: int = Field(32, ge=2, le=4096, description="log-spaced rank buckets")
@@ -72,8 +90,14 @@ class ModelOptions(Options):
     cross: int = Field(2, ge=0, le=6, description="DCN-v2 cross layers on the head's whole input")
     cross_rank: int = Field(16, ge=1, le=1024, description="rank of the cross layers' weights")
     quiet: bool = Field(True, description="what the reader found starts with weight zero in the head")
-    hidden: list[int] = Field([128], description="widths of the shared tower", min_length=1, max_length=8)
-    attention_hidden: list[int] = Field([64], description="widths of DIN's attention network", min_length=1)
+    hidden: list[Width] = Field([128], description="widths of the shared tower", min_length=1, max_length=8)
+    target_hidden: list[Width] = Field(
+        [], description="widths of a tower of each target's own on what is shared; empty = a linear head", max_length=8
+    )
+    experts: int = Field(
+        0, ge=0, le=64, description="experts in place of the shared hidden layers, a gate per target (MMoE); 0 = none"
+    )
+    attention_hidden: list[Width] = Field([64], description="widths of DIN's attention network", min_length=1)
     dropout: float = Field(0.0, ge=0, lt=1, description="dropout in the tower")
 
 
@@ -189,6 +213,8 @@ class Recipe(Options):
             )
         if self.model.attention_dim and self.model.sequence not in ATTENTIVE:
             raise ValueError("model.attention_dim: only tin and stacked_tin have an attention to decouple; set it to 0")
+        if self.model.heads and self.model.sequence not in ATTENTIVE:
+            raise ValueError("model.heads: only tin and stacked_tin have attention heads; leave it empty")
         if self.search.method in BY_ATTENTION and self.model.sequence not in ATTENTIVE:
             raise ValueError(
                 f"search.method: {self.search.method} goes by the attention of tin or stacked_tin; set model.sequence"

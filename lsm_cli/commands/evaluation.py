@@ -27,7 +27,7 @@ def eval_run(
     run.check_store(store)
     setup = Setup.of(recipe, store)
     model = setup.model()
-    model.load_state_dict(run.load_weights(), strict=False)
+    run.fill(model)
     console.say(f"run        {run_path}: {recipe.name}")
     console.say(f"store      {store.path} ({store.name}), split {split}: {len(store.samples(split)):,} samples")
     console.say(f"device     {setup.compute.describe()}")

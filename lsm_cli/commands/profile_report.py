@@ -206,8 +206,8 @@ def conclusions(found: dict[str, Any]) -> list[str]:
     doing = "training" if found["phase"] == "train" else "inference"
     lines = [
         f"{doing}: {detail['together']:.1f} times as fast as the same model with every technique switched off (the "
-        f"plain path, not another library); the paper's platform reports {paper['speed'] - 1:+.1%} ({paper['techniques']}), "
-        "on its own GPUs against its own baseline"
+        f"plain path, not another library); the paper's platform reports {paper['speed'] - 1:+.1%} "
+        f"({paper['techniques']}), on its own GPUs against its own baseline"
     ]
     pool = detail["memory_utilisation"]
     lines.append(

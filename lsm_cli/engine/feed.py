@@ -183,7 +183,7 @@ class Feed:
     def _scores(self, keys: History | SharedHistory, query: Tensor) -> Tensor:
         options = self.options
         if options.method not in ("eta", "sdim"):
-            return keys.scores(query, added=False) if options.score == "product" else keys.logits(query)
+            return keys.scores(query, added=False) if options.score == "product" else keys.combined(query)
         tables = [(part.table, part.at) for part in keys.fields]
         ours, wanted = hashing.codes(tables, query, options.hashes, options.hash_bits)
         if options.method == "eta":

@@ -140,6 +140,20 @@ class RunFolder:
         except (SafetensorError, OSError) as error:
             raise InputError(f"{self.path / WEIGHTS}: damaged ({error}); train the run again") from None
 
+    def fill(self, model: torch.nn.Module) -> None:
+        """Give a model the weights of this run.
+
+        Raises:
+            InputError: they are damaged, or those of another model.
+        """
+        missing, unknown = model.load_state_dict(self.load_weights(), strict=False)
+        lacking = [name for name in missing if ".optimizers." not in name]  # state that scoring does not need
+        if lacking or unknown:
+            raise InputError(
+                f"{self.path / WEIGHTS}: does not fit the model of its recipe ({', '.join([*lacking, *unknown][:3])}); "
+                "it was written by another version of lsm: train the run again"
+            )
+
     def save_state(self, state: dict[str, Any]) -> None:
         self._write(STATE, lambda file: torch.save(state, file))
 

@@ -14,6 +14,7 @@ from lsm_cli.embedding.tables import Table
 from lsm_cli.engine.device import Compute, decide, pool_memory
 from lsm_cli.errors import InputError
 from lsm_cli.kernels import ragged
+from lsm_cli.models.heads import groups
 from lsm_cli.models.ranking import RankingModel
 from lsm_cli.recipe import Recipe
 from lsm_cli.search.hard import ANY, HardOptions
@@ -45,6 +46,8 @@ class Setup:
         targets = _known(recipe.data.targets, store.targets, "data.targets", store)
         _known(list(recipe.train.weights), targets, "train.weights", store)
         statistics = store.statistics if recipe.data.statistics else []
+        seen = [store.fields[name] for name in names if store.fields[name].in_history]
+        groups(recipe.model.heads, seen, bool(recipe.model.temporal))
         setup = cls(recipe, store, decide(recipe.train), [store.fields[name] for name in names], targets, statistics)
         setup.activate()
         return setup

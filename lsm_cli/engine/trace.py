@@ -134,7 +134,7 @@ def following(clock: Clock, model: torch.nn.Module) -> Iterator[None]:
 
 
 def _hooks(clock: Clock, model: torch.nn.Module) -> list[Any]:
-    """A forward pass begins with the numbers, goes on with the candidate and the reader, and ends in the tower."""
+    """A forward pass begins with the numbers, goes on with the candidate and its readings, and ends in the tower."""
 
     def turn(name: str) -> Callable[..., None]:
         def hook(*_: Any) -> None:
@@ -147,9 +147,6 @@ def _hooks(clock: Clock, model: torch.nn.Module) -> list[Any]:
     handles = [model.register_forward_pre_hook(turn(NUMBERS))]
     if isinstance(numeric, torch.nn.Module):
         handles.append(numeric.register_forward_hook(turn(ATTENTION if reader is not None else TOWER)))
-    if isinstance(reader, torch.nn.Module):
-        handles.append(reader.register_forward_pre_hook(turn(ATTENTION)))
-        handles.append(reader.register_forward_hook(turn(TOWER)))
     if isinstance(tower, torch.nn.Module):
         handles.append(tower.register_forward_pre_hook(turn(TOWER)))
     return handles

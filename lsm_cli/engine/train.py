@@ -120,7 +120,7 @@ class Trainer:
 
     def best(self) -> RankingModel:
         """The model with the weights of the best validation."""
-        self.model.load_state_dict(self.run.load_weights(), strict=False)
+        self.run.fill(self.model)
         return self.model
 
     def _epoch(self, validate_at: set[int]) -> None:

@@ -212,20 +212,21 @@ def _exact(tensor: Tensor) -> Any:
     return torch.autocast(tensor.device.type, enabled=False)
 
 
-def _full(tensor: Tensor) -> Tensor:
+def full(tensor: Tensor) -> Tensor:
+    """At least float32: what comes out of a dense layer may be narrower."""
     return tensor if tensor.dtype == torch.float64 else tensor.float()
 
 
 def dot(table: Tensor, query: Tensor, at: Occurrences) -> Tensor:
     """⟨T[id_i], q[row_i]⟩ for every behaviour: table [R, d], query [B, d] -> [N]."""
     with _exact(table):
-        return _Dot.apply(_full(table), _full(query), at)
+        return _Dot.apply(full(table), full(query), at)
 
 
 def pool(table: Tensor, weight: Tensor, at: Occurrences) -> Tensor:
     """Σ_{i of b} w_i T[id_i] for every sample: table [R, d], weight [N] -> [B, d]; zero for an empty history."""
     with _exact(table):
-        return _Pool.apply(_full(table), _full(weight), at)
+        return _Pool.apply(full(table), full(weight), at)
 
 
 def take(table: Tensor, at: Occurrences) -> Tensor:
@@ -236,7 +237,7 @@ def take(table: Tensor, at: Occurrences) -> Tensor:
 def softmax(logits: Tensor, segments: Segments) -> Tensor:
     """Softmax over the behaviours of each sample: [N] -> [N]."""
     with _exact(logits):
-        return _Softmax.apply(_full(logits), segments)
+        return _Softmax.apply(full(logits), segments)
 
 
 def segment_sum(values: Tensor, segments: Segments) -> Tensor:
