@@ -191,6 +191,9 @@ def profile(
         list[str] | None,
         typer.Option(help="Values to go through, as key=v1,v2; further ones may follow.", show_default=False),
     ] = None,
+    device: Annotated[
+        str | None, typer.Option(help="Where: auto, cpu or cuda.", show_default="the recipe's train.device")
+    ] = None,
     ablate: Annotated[bool, typer.Option("--ablate", help="Switch each technique of the engine off in turn.")] = False,
     rounds: Annotated[int, typer.Option(help="Rounds of --ablate.", min=1)] = 7,
     estimate: Annotated[bool, typer.Option("--estimate", help="Only predict memory; run no step of it.")] = False,
@@ -206,9 +209,8 @@ def profile(
     def work(console: Any) -> dict[str, Any]:
         from lsm_cli.commands import profile as command
 
-        return command.profile(
-            console, recipe, data, overrides or [], phase, steps, sweep or [], ablate, estimate, out, rounds
-        )
+        options = [*(overrides or []), *([f"train.device={device}"] if device else [])]
+        return command.profile(console, recipe, data, options, phase, steps, sweep or [], ablate, estimate, out, rounds)
 
     _run(work, json, quiet, debug)
 

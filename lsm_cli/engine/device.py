@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import resource
 import sys
 from contextlib import nullcontext
@@ -14,6 +15,7 @@ import torch
 from lsm_cli.errors import InputError
 from lsm_cli.recipe import TrainOptions
 
+ALLOCATOR = ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF")  # the user's own word on PyTorch's allocator
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_MMAP_MAX = -1, -3, -4  # glibc malloc.h
 
 
@@ -59,9 +61,9 @@ def decide(options: TrainOptions) -> Compute:
 def pool_memory(device: torch.device, pool: bool) -> None:
     """Keep freed memory from step to step, or let the allocator do as it does by itself."""
     if device.type == "cuda":
-        if not pool:
-            torch.cuda.empty_cache()
-        torch.cuda.memory._set_allocator_settings(f"expandable_segments:{pool}")
+        asked = any("expandable_segments" in os.environ.get(name, "") for name in ALLOCATOR)
+        if not asked and hasattr(torch.cuda.memory, "_set_allocator_settings"):
+            torch.cuda.memory._set_allocator_settings(f"expandable_segments:{pool}")
     elif pool:
         keep_freed_memory()
     else:

@@ -134,6 +134,10 @@ class Setup:
         """What was decided and why, a line each."""
         model, train = self.recipe.model, self.recipe.train
         lines = [f"device     {self.compute.describe()}"]
+        standard = type(self.recipe.engine)()
+        changed = [f"{key} = {value}" for key, value in self.recipe.engine if value != getattr(standard, key)]
+        if changed:
+            lines.append(f"engine     {', '.join(changed)}")
         lines.append(f"fields     {', '.join(field.name for field in self.fields)}")
         lines.append(f"targets    {', '.join(self.targets)}")
         if model.sequence == "none" and not model.evidence:

@@ -12,7 +12,7 @@ body{font:15px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding
 h1{font-size:1.5rem}h2{font-size:1.1rem;margin-top:2rem}
 table{border-collapse:collapse;font-variant-numeric:tabular-nums}
 th,td{padding:.25rem .7rem;text-align:right;border-bottom:1px solid #e3e7ec}
-th:first-child,td:first-child{text-align:left}th{font-weight:600;color:#55606e}
+th:first-child,td:first-child,td.text{text-align:left}th{font-weight:600;color:#55606e}
 pre{background:#f5f7f9;padding:1rem;overflow:auto;font-size:13px}svg text{font:12px system-ui,sans-serif;fill:#55606e}
 """
 COLOURS = ("#2563eb", "#d9480f", "#2b8a3e", "#862e9c", "#b8860b", "#0b7285")
@@ -32,10 +32,7 @@ class Page:
 
     def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
         head = "".join(f"<th>{escape(column)}</th>" for column in columns)
-        body = "".join(
-            "<tr>" + "".join(f"<td>{'–' if cell is None else escape(str(cell))}</td>" for cell in row) + "</tr>"
-            for row in rows
-        )
+        body = "".join("<tr>" + "".join(_cell(cell) for cell in row) + "</tr>" for row in rows)
         self.parts.append(f"<h2>{escape(title)}</h2><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>")
 
     def code(self, title: str, text: str) -> None:
@@ -63,12 +60,12 @@ class Page:
                 long = (WIDTH - 260) * values.get(name, 0) / most
                 shape = f'x="{left:.1f}" y="{top + 4}" width="{long:.1f}" height="18"'
                 told = f"<title>{escape(kind)} {values.get(name, 0):,.3g}{escape(unit)}</title>"
-                drawn.append(f'<rect {shape} fill="{COLOURS[place % len(COLOURS)]}">{told}</rect>')
+                drawn.append(f'<rect {shape} fill="{SHADES[place % len(SHADES)]}">{told}</rect>')
                 left += long
             value = f"{sums[name]:,.0f}" if sums[name] >= 1000 else f"{sums[name]:.3g}"
             drawn.append(f'<text x="{left + 8:.1f}" y="{top + 17}">{value}{escape(unit)}</text>')
         legend = "".join(
-            f'<span style="color:{COLOURS[place % len(COLOURS)]}">■</span> {escape(kind)} &nbsp; '
+            f'<span style="color:{SHADES[place % len(SHADES)]}">■</span> {escape(kind)} &nbsp; '
             for place, kind in enumerate(series)
             if len(series) > 1
         )
@@ -137,6 +134,13 @@ class Page:
             f"<title>{escape(self.title)}</title><style>{STYLE}</style></head>"
             f"<body><h1>{escape(self.title)}</h1>{''.join(self.parts)}</body></html>\n"
         )
+
+
+def _cell(value: Any) -> str:
+    """Numbers to the right, words to the left."""
+    text = "–" if value is None else str(value)
+    kind = ' class="text"' if text[:1].isalpha() else ""
+    return f"<td{kind}>{escape(text)}</td>"
 
 
 def _chart(series: Mapping[str, Sequence[tuple[float, float]]], points: Sequence[tuple[float, float]]) -> str:
