@@ -7,12 +7,20 @@ from html import escape
 from typing import Any
 
 STYLE = """
-body{font:15px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem;color:#1c2430;background:#fff}
-h1{font-size:1.5rem}h2{font-size:1.1rem;margin-top:2rem}
-table{border-collapse:collapse;font-variant-numeric:tabular-nums}
-th,td{padding:.25rem .7rem;text-align:right;border-bottom:1px solid #e3e7ec}
-th:first-child,td:first-child{text-align:left}th{font-weight:600;color:#55606e}
-pre{background:#f5f7f9;padding:1rem;overflow:auto;font-size:13px}svg text{font:12px system-ui,sans-serif;fill:#55606e}
+:root{color-scheme:light dark;--ink:#1c2430;--soft:#55606e;--line:#e3e7ec;--ground:#fff;--panel:#f5f7f9}
+@media(prefers-color-scheme:dark){:root{--ink:#e6e9ed;--soft:#a3adb9;--line:#363e48;--ground:#14181d;--panel:#1d232a}}
+body{font:15px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem}
+body{color:var(--ink);background:var(--ground)}
+h1{font-size:1.5rem;margin-bottom:.3rem}h2{font-size:1.1rem;margin:2rem 0 .6rem}.note{color:var(--soft);font-size:13px}
+.wide{overflow-x:auto}table{border-collapse:collapse;font-variant-numeric:tabular-nums}
+th,td{padding:.25rem .7rem;text-align:right;border-bottom:1px solid var(--line)}
+th:first-child,td:first-child{text-align:left}th{font-weight:600;color:var(--soft)}
+.facts td{text-align:left;vertical-align:top}.facts td:first-child{color:var(--soft);white-space:nowrap}
+.tiles{display:flex;flex-wrap:wrap;gap:.8rem;margin:1.2rem 0}
+.tiles div{background:var(--panel);border-radius:8px;padding:.7rem 1rem;min-width:8rem}
+.tiles b{display:block;font-size:1.5rem;font-weight:600;line-height:1.3}.tiles span{color:var(--soft);font-size:13px}
+pre{background:var(--panel);padding:1rem;overflow:auto;font-size:13px}summary{cursor:pointer;margin-top:2rem;font-weight:600}
+svg{max-width:100%;height:auto}svg text{font:12px system-ui,sans-serif;fill:var(--soft)}svg .grid{stroke:var(--line)}
 """
 COLOURS = ("#2563eb", "#d9480f", "#2b8a3e", "#862e9c", "#b8860b", "#0b7285")
 WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 640, 260, 64, 16, 16, 40
@@ -28,16 +36,37 @@ class Page:
     def paragraph(self, text: str) -> None:
         self.parts.append(f"<p>{escape(text)}</p>")
 
+    def note(self, text: str) -> None:
+        """Small print."""
+        self.parts.append(f'<p class="note">{escape(text)}</p>')
+
+    def tiles(self, tiles: Sequence[tuple[str, str, str]]) -> None:
+        """The few numbers to be seen first: (what, value, small print) each."""
+        drawn = "".join(
+            f"<div><span>{escape(what)}</span><b>{escape(value)}</b><span>{escape(note)}</span></div>"
+            for what, value, note in tiles
+        )
+        self.parts.append(f'<div class="tiles">{drawn}</div>')
+
+    def facts(self, title: str, rows: Sequence[tuple[str, Any]]) -> None:
+        """What is so: (name, text) each; None is left out."""
+        body = "".join(
+            f"<tr><td>{escape(name)}</td><td>{escape(str(text))}</td></tr>" for name, text in rows if text is not None
+        )
+        self.parts.append(f'<h2>{escape(title)}</h2><table class="facts">{body}</table>')
+
     def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
         head = "".join(f"<th>{escape(column)}</th>" for column in columns)
         body = "".join(
             "<tr>" + "".join(f"<td>{'–' if cell is None else escape(str(cell))}</td>" for cell in row) + "</tr>"
             for row in rows
         )
-        self.parts.append(f"<h2>{escape(title)}</h2><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>")
+        table = f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+        self.parts.append(f'<h2>{escape(title)}</h2><div class="wide">{table}</div>')
 
     def code(self, title: str, text: str) -> None:
-        self.parts.append(f"<h2>{escape(title)}</h2><pre>{escape(text)}</pre>")
+        """Text as it is, folded away."""
+        self.parts.append(f"<details><summary>{escape(title)}</summary><pre>{escape(text)}</pre></details>")
 
     def lines(self, title: str, series: Mapping[str, Sequence[tuple[float, float]]]) -> None:
         """A line chart; each series is a sequence of (x, y)."""
@@ -77,6 +106,7 @@ class Page:
     def render(self) -> str:
         return (
             '<!doctype html><html lang="en"><head><meta charset="utf-8">'
+            '<meta name="viewport" content="width=device-width,initial-scale=1">'
             f"<title>{escape(self.title)}</title><style>{STYLE}</style></head>"
             f"<body><h1>{escape(self.title)}</h1>{''.join(self.parts)}</body></html>\n"
         )
@@ -98,7 +128,7 @@ def _chart(series: Mapping[str, Sequence[tuple[float, float]]], points: Sequence
     for step in range(5):
         y = low_y + (high_y - low_y) * step / 4
         _, down = place(low_x, y)
-        drawn.append(f'<line x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{down}" y2="{down}" stroke="#e3e7ec"/>')
+        drawn.append(f'<line x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{down}" y2="{down}" class="grid"/>')
         drawn.append(f'<text x="{LEFT - 8}" y="{down + 4}" text-anchor="end">{y:.4g}</text>')
         x = low_x + (high_x - low_x) * step / 4
         across, _ = place(x, low_y)
