@@ -46,7 +46,7 @@ def run_page(setup: Setup, done: Finished, machine: dict[str, Any]) -> Page:
     page.table(f"How sure: {done.split} samples, with 95% intervals", COLUMNS, rows)
     page.note(
         f"{GLOSSARY} Intervals say what another draw of users would give this model (errors clustered by user). What "
-        "another seed gives, `lsm train --seeds 3` tells; whether one run is better than another, `lsm eval --baseline`, "
+        "another seed gives, `lsm train --seeds 3` tells; whether a run is better than another, `lsm eval --baseline`, "
         "which compares sample by sample and so tells apart what these intervals do not."
     )
     _curves(page, recipe, {"": done.history})

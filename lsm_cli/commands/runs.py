@@ -48,12 +48,11 @@ def ls(
         rows = [_row(record, targets) for record in shown]
         hidden = len(records) - len(shown)
         note = f"{hidden:,} more; --limit 0 shows all" if hidden else None
-        console.table(
-            f"{root}: {len(records):,} of {len(found):,} runs" if filters else f"{root}: {len(found):,} runs",
-            [*columns, "samples/s", "memory", "parameters"],
-            rows,
-            note=note,
-        )
+        title = f"{root}: {len(records):,} of {len(found):,} runs" if filters else f"{root}: {len(found):,} runs"
+        if rows:
+            console.table(title, [*columns, "samples/s", "memory", "parameters"], rows, note=note)
+        else:
+            console.text(title)
         if len(shown) > 1:
             console.next(f"lsm runs diff {shown[0]['run']} {shown[1]['run']}")
         elif shown:
@@ -109,6 +108,7 @@ def diff(console: Console, paths: list[Path]) -> dict[str, Any]:
         console.warn(problem)
     names = [str(path) for path in paths]
     recipe = _differing([_flat(record["options"]) for record in records])
+    recipe.pop("description", None)
     machine = _differing([{"code": code_name(one), **{name: one.get(name) for name in HARDWARE}} for one in machines])
     hashes = [one.get("files") or {} for one in data]
     stores = [trail.unlike(hashes[0], other) for other in hashes[1:]]

@@ -19,7 +19,6 @@ import lsm_cli
 from lsm_cli.recipe import shipped_folder
 
 PACKAGE = Path(lsm_cli.__file__).parent
-LIBRARIES = ("torch", "triton", "numpy", "polars", "optuna", "pydantic", "safetensors", "typer", "rich")
 
 
 def environment() -> dict[str, Any]:
@@ -46,7 +45,8 @@ def now() -> str:
 
 def command() -> str:
     """The command line of this process, ready to be pasted."""
-    return shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
+    name = Path(sys.argv[0]).name
+    return shlex.join(["lsm" if name in ("main.py", "__main__.py") else name, *sys.argv[1:]])
 
 
 def version(distribution: str) -> str | None:

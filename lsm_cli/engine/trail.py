@@ -222,6 +222,8 @@ def select(records: list[Record], filters: Iterable[str]) -> list[Record]:
             raise InputError(f"--filter {text!r}: write key=value, or a comparison such as 'click.auc>0.8'")
         key, sign, wanted = parts.groups()
         _known(records, key, "--filter")
+        if sign not in ("=", "!=") and not _is_number(wanted) and any(_is_number(value_of(r, key)) for r in records):
+            raise InputError(f"--filter {text!r}: {key} is a number, {wanted!r} is none")
         records = [record for record in records if _passes(value_of(record, key), sign, wanted)]
     return records
 
@@ -242,6 +244,14 @@ def ordered(records: list[Record], key: str, reverse: bool = False) -> list[Reco
 def _sortable(value: Any) -> tuple[int, float, str]:
     number = isinstance(value, (int, float))
     return (0, float(value), "") if number else (1, 0.0, str(value))
+
+
+def _is_number(value: Any) -> bool:
+    try:
+        float(value)
+        return True
+    except (TypeError, ValueError):
+        return False
 
 
 def _passes(value: Any, sign: str, wanted: str) -> bool:
