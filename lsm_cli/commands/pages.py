@@ -193,7 +193,7 @@ def _data(page: Page, store: Store) -> None:
     manifest = store.manifest
     dates = manifest.get("split", {}).get("dates") or {}
     rows: list[tuple[str, Any]] = [
-        ("store", f"{store.name} ({store.path})"),
+        ("store", f"{store.name} ({store.path.resolve()})"),
         ("behaviours", f"{store.events:,} of {store.users:,} users"),
         ("from, to", " to ".join(manifest["events"]) if manifest.get("events") else None),
     ]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from typing import Any
 
@@ -72,7 +73,7 @@ class Page:
         """A line chart; each series is a sequence of (x, y)."""
         points = [point for line in series.values() for point in line]
         if points:
-            self.parts.append(f"<h2>{escape(title)}</h2>{_chart(series, points)}")
+            self.parts.append(f"<h2>{escape(title)}</h2>{_legend(series)}{_chart(series, points)}")
 
     def bars(self, title: str, values: Mapping[str, float], unit: str = "") -> None:
         """A horizontal bar per name, longest = the largest value."""
@@ -94,14 +95,8 @@ class Page:
                 left += long
             value = f"{sums[name]:,.0f}" if sums[name] >= 1000 else f"{sums[name]:.3g}"
             drawn.append(f'<text x="{left + 8:.1f}" y="{top + 17}">{value}{escape(unit)}</text>')
-        legend = "".join(
-            f'<span style="color:{COLOURS[place % len(COLOURS)]}">■</span> {escape(kind)} &nbsp; '
-            for place, kind in enumerate(series)
-            if len(series) > 1
-        )
-        legend = f"<p>{legend}</p>" if legend else ""
         size = f'viewBox="0 0 {WIDTH} {26 * len(names)}" width="{WIDTH}" height="{26 * len(names)}"'
-        self.parts.append(f'<h2>{escape(title)}</h2>{legend}<svg {size} role="img">{"".join(drawn)}</svg>')
+        self.parts.append(f'<h2>{escape(title)}</h2>{_legend(series)}<svg {size} role="img">{"".join(drawn)}</svg>')
 
     def render(self) -> str:
         return (
@@ -125,23 +120,38 @@ def _chart(series: Mapping[str, Sequence[tuple[float, float]]], points: Sequence
         return round(across, 1), round(down, 1)
 
     drawn = [f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" width="{WIDTH}" height="{HEIGHT}" role="img">']
-    for step in range(5):
-        y = low_y + (high_y - low_y) * step / 4
+    for y in _ticks(low_y, high_y):
         _, down = place(low_x, y)
         drawn.append(f'<line x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{down}" y2="{down}" class="grid"/>')
-        drawn.append(f'<text x="{LEFT - 8}" y="{down + 4}" text-anchor="end">{y:.4g}</text>')
-        x = low_x + (high_x - low_x) * step / 4
+        drawn.append(f'<text x="{LEFT - 8}" y="{down + 4}" text-anchor="end">{y:.6g}</text>')
+    for x in _ticks(low_x, high_x):
         across, _ = place(x, low_y)
-        drawn.append(f'<text x="{across}" y="{HEIGHT - BOTTOM + 20}" text-anchor="middle">{x:.3g}</text>')
-    for number, (name, line) in enumerate(series.items()):
+        drawn.append(f'<text x="{across}" y="{HEIGHT - BOTTOM + 20}" text-anchor="middle">{x:.6g}</text>')
+    for number, line in enumerate(series.values()):
         colour = COLOURS[number % len(COLOURS)]
         path = " ".join(f"{across},{down}" for across, down in (place(*point) for point in line))
         drawn.append(f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="2"/>')
         for point in line:
             across, down = place(*point)
             drawn.append(f'<circle cx="{across}" cy="{down}" r="3" fill="{colour}"/>')
-        if len(series) > 1:
-            down = TOP + 14 * (number + 1)
-            style = f'text-anchor="end" style="fill:{colour}"'
-            drawn.append(f'<text x="{WIDTH - RIGHT}" y="{down}" {style}>{escape(name)}</text>')
     return "".join(drawn) + "</svg>"
+
+
+def _ticks(low: float, high: float) -> list[float]:
+    """Round numbers within a range, some four to eight of them."""
+    step = 10.0 ** math.floor(math.log10((high - low) / 4))
+    step *= next((many for many in (5, 2) if step * many <= (high - low) / 4), 1)
+    first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
+    return [round(number * step, 12) for number in range(first, last + 1)]
+
+
+def _legend(names: Iterable[str]) -> str:
+    """Which colour is what; nothing for a single unnamed thing."""
+    names = list(names)
+    if len(names) < 2:
+        return ""
+    said = (
+        f'<span style="color:{COLOURS[place % len(COLOURS)]}">■</span> {escape(name)} &nbsp; '
+        for place, name in enumerate(names)
+    )
+    return f"<p>{''.join(said)}</p>"
