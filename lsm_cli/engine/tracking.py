@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import textwrap
 from collections.abc import Iterator
 from typing import Any, Protocol
 
@@ -144,7 +145,8 @@ class Tracking:
                 tracker.start(lines)
             except Exception as error:  # whatever a server or its library may raise
                 raise LsmError(
-                    f"train.track: {name} could not be started ({_first_line(error)}); mend that or leave it out"
+                    f"train.track: {name} could not be started ({_first_line(error)}); mend that and go on with "
+                    "--resume, or leave it out in another --out"
                 ) from None
             self.started.append(name)
 
@@ -190,5 +192,5 @@ def _named(split: str, targets: dict[str, Any]) -> Iterator[tuple[str, float]]:
 
 
 def _first_line(error: Exception) -> str:
-    text = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {text[0] if text else ''}".rstrip(": ")
+    lines = str(error).strip().splitlines()
+    return textwrap.shorten(f"{type(error).__name__}: {lines[0] if lines else ''}".rstrip(": "), 250, placeholder=" …")

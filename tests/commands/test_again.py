@@ -14,6 +14,7 @@ from typer.testing import CliRunner, Result
 
 from lsm_cli.commands import sweep
 from lsm_cli.engine.environment import code_version
+from lsm_cli.engine.run import RunFolder
 from lsm_cli.errors import InputError
 from lsm_cli.main import app
 from tests.small import write_store
@@ -41,7 +42,7 @@ def test_from_a_run_gives_the_same_weights_to_the_bit(
     assert result.exit_code == 0, result.output
     one, two = load_file(run / "model.safetensors"), load_file(tmp_path / "again" / "model.safetensors")
     assert one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
-    assert (run / "recipe.toml").read_text() == (tmp_path / "again" / "recipe.toml").read_text()
+    assert RunFolder(run).recipe() == RunFolder("again").recipe()
     first, second = (json.loads((folder / "result.json").read_text()) for folder in (run, tmp_path / "again"))
     assert first["test"] == second["test"]
 
