@@ -104,12 +104,25 @@ def build_sequences(
 
 @app.command()
 def train(
-    recipe: RecipeName,
-    data: Data,
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the run.", show_default=False)],
+    recipe: Annotated[
+        str | None,
+        typer.Option("--recipe", "-r", help="Shipped recipe (`lsm recipes ls`) or a TOML file.", show_default=False),
+    ] = None,
+    data: Annotated[
+        Path | None,
+        typer.Option("--data", help="Store made by `lsm build-sequences`.", show_default="that of --from"),
+    ] = None,
+    again: Annotated[
+        Path | None,
+        typer.Option("--from", help="Run to repeat: its recipe, and its store unless --data.", show_default=False),
+    ] = None,
     overrides: Overrides = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run.")] = False,
     seed: Annotated[int | None, typer.Option(help="Seed of initialisation and order.", show_default=False)] = None,
+    seeds: Annotated[
+        str | None, typer.Option(help="Train with several: how many, or which (0,1,7).", show_default=False)
+    ] = None,
     json: Json = False,
     quiet: Quiet = False,
     debug: Debug = False,
@@ -117,9 +130,15 @@ def train(
     """Train a recipe on a store, then test it."""
 
     def work(console: Any) -> dict[str, Any]:
+        from lsm_cli.commands import sweep
         from lsm_cli.commands import train as command
 
-        return command.train(console, recipe, data, out, overrides or [], resume, seed)
+        options = [*(overrides or []), *([] if seed is None else [f"train.seed={seed}"])]
+        if seeds is None:
+            return command.train(console, recipe, data, out, options, resume, again)
+        if seed is not None:
+            raise InputError("--seed and --seeds: give only one of them")
+        return sweep.train_seeds(console, recipe, data, out, options, seeds, resume, again)
 
     _run(work, json, quiet, debug)
 
@@ -303,6 +322,92 @@ def recipes_check(
         from lsm_cli.commands import recipes
 
         return recipes.check(console, names)
+
+    _run(work, json, quiet, debug)
+
+
+class _Runs(typer.core.TyperGroup):
+    """`lsm runs [DIR]` is short for `lsm runs ls [DIR]`."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        known = (*self.commands, "-h", "--help")
+        return super().parse_args(ctx, args if args and args[0] in known else ["ls", *args])
+
+
+runs_app = typer.Typer(help="List, show and compare runs; `lsm runs` lists.", cls=_Runs, rich_markup_mode=None)
+app.add_typer(runs_app, name="runs")
+
+
+@runs_app.command("ls")
+def runs_ls(
+    folder: Annotated[
+        Path | None, typer.Argument(metavar="[DIR]", help="Folder of runs.", show_default="runs, else here")
+    ] = None,
+    sort: Annotated[
+        str, typer.Option(help="when, name, click.auc, auc (mean of targets), samples_per_second, model.layers …")
+    ] = "when",
+    reverse: Annotated[bool, typer.Option("--reverse", help="Worst, oldest or last first.")] = False,
+    filters: Annotated[
+        list[str] | None,
+        typer.Option("--filter", "-f", help="key=value or a comparison, as 'click.auc>0.8'; may be repeated."),
+    ] = None,
+    limit: Annotated[int, typer.Option(help="Most runs shown; 0 = all.", min=0)] = 50,
+    json: Json = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """List runs: recipe, data, result, cost, state."""
+
+    def work(console: Any) -> dict[str, Any]:
+        from lsm_cli.commands import runs
+
+        return runs.ls(console, folder, sort, reverse, filters, limit)
+
+    _run(work, json, quiet, debug)
+
+
+@runs_app.command("show")
+def runs_show(
+    run: Annotated[Path, typer.Argument(help="Folder of a run.")],
+    json: Json = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Show all that a run says of itself."""
+
+    def work(console: Any) -> dict[str, Any]:
+        from lsm_cli.commands import runs
+
+        return runs.show(console, run)
+
+    _run(work, json, quiet, debug)
+
+
+@runs_app.command("diff")
+def runs_diff(
+    folders: Annotated[list[Path], typer.Argument(metavar="RUN RUN …", help="Folders of runs.")],
+    json: Json = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """What differs between runs: options, data, code, machine, result, cost."""
+
+    def work(console: Any) -> dict[str, Any]:
+        from lsm_cli.commands import runs
+
+        return runs.diff(console, folders)
+
+    _run(work, json, quiet, debug)
+
+
+@app.command()
+def doctor(json: Json = False, quiet: Quiet = False, debug: Debug = False) -> None:
+    """Check this machine: versions, device, kernels, memory, and a ten-second self-test; to paste into an issue."""
+
+    def work(console: Any) -> dict[str, Any]:
+        from lsm_cli.commands import doctor
+
+        return doctor.doctor(console)
 
     _run(work, json, quiet, debug)
 

@@ -166,6 +166,9 @@ class TrainOptions(Options):
     seed: int = Field(0, ge=0, description="seed of initialisation, order and dropout")
     weights: dict[str, float] = Field({}, description="loss weight per target; 1 where not named")
     tensorboard: bool = Field(False, description="also write TensorBoard event files (extra `tensorboard`)")
+    track: list[Literal["tensorboard", "mlflow"]] = Field(
+        [], description="trackers beside metrics.jsonl (extras of these names); MLflow goes to MLFLOW_TRACKING_URI"
+    )
 
 
 class EngineOptions(Options):

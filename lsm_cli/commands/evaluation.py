@@ -10,8 +10,6 @@ from lsm_cli.engine.device import peak_memory
 from lsm_cli.engine.evaluate import evaluate
 from lsm_cli.engine.run import RunFolder
 from lsm_cli.engine.setup import Setup
-from lsm_cli.recipe import Recipe
-from lsm_cli.report import html
 from lsm_cli.report.console import Console, count
 
 HEADLINE = ("auc", "gauc", "logloss", "calibration", "n", "positives")
@@ -82,54 +80,6 @@ def show_slices(console: Console, target: str, slices: dict[str, Any]) -> None:
         console.table(
             f"{target} by {title}", [title, "AUC", "GAUC", "log loss", "calibration", "samples", "positives"], rows
         )
-
-
-def show_curve(console: Console, recipe: Recipe, history: list[dict[str, Any]]) -> None:
-    metric = recipe.train.metric
-    rows = [
-        [
-            f"{line['epoch']:.2f}",
-            f"{line['train_loss']:.4f}",
-            f"{abs(line['metric']):.4f}",
-            "best" if line["best"] else "",
-        ]
-        for line in history
-    ]
-    console.table("Learning curve", ["epoch", "train loss", f"valid {metric}", ""], rows)
-
-
-def write_report(
-    run: RunFolder,
-    recipe: Recipe,
-    history: list[dict[str, Any]],
-    split: str,
-    targets: dict[str, Any],
-    result: dict[str, Any],
-) -> None:
-    """report.html of a run: result, learning curve, slices, recipe; one file, no network."""
-    page = html.Page(f"{recipe.name} · {run.path.name}")
-    page.paragraph(recipe.description)
-    columns = ["", "AUC", "GAUC", "log loss", "calibration", "samples", "positives"]
-    rows = []
-    for target, entry in targets.items():
-        rows.append([target, *_cells(entry)])
-        if "truth" in entry:
-            rows.append(["the truth (the probabilities that drew the labels)", *_cells(entry["truth"])])
-    page.table(f"Result on the {split} samples", columns, rows)
-    page.paragraph(
-        f"{count(result['samples_per_second'])} training samples/s · {count(result['parameters'])} parameters · "
-        f"{result['steps']:,} steps"
-    )
-    page.lines(
-        f"Validation {recipe.train.metric} by epoch",
-        {recipe.train.metric: [(line["epoch"], abs(line["metric"])) for line in history]},
-    )
-    page.lines("Training loss by epoch", {"loss": [(line["epoch"], line["train_loss"]) for line in history]})
-    for target, entry in targets.items():
-        for kind, groups in entry["slices"].items():
-            page.table(f"{target} by {kind}", columns, [[name, *_cells(part)] for name, part in groups.items()])
-    page.code("Recipe", recipe.to_toml())
-    run.write_text("report.html", page.render())
 
 
 def _cells(entry: dict[str, Any]) -> list[str | None]:

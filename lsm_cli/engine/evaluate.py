@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from lsm_cli.data.store import Samples, Store
-from lsm_cli.engine import metrics, trace
+from lsm_cli.engine import certainty, metrics, trace
 from lsm_cli.engine.device import Compute
 from lsm_cli.engine.feed import Feed
 from lsm_cli.engine.setup import Setup, visible_lengths
@@ -87,8 +87,9 @@ def evaluate(
     """Score a whole split.
 
     Returns:
-        {target: {auc, gauc, logloss, calibration, n, positives, slices: {scenario|domain|history: {name: …}},
-        truth: {auc, gauc, logloss} where the world's own probabilities are known}, "samples_per_second"}.
+        {"targets": {target: {auc, gauc, logloss, calibration, n, positives, error: {auc, gauc, logloss}, standard
+        errors, slices: {scenario|domain|history: {name: …}}, truth: {auc, gauc, logloss} where the world's own
+        probabilities are known}}, "samples_per_second"}.
     """
     feed = Feed(setup, split, shuffle_seed)
     index = np.arange(len(feed))
@@ -105,6 +106,7 @@ def evaluate(
         label = np.asarray(samples.column(f"label.{target}"))
         seen = label >= 0
         entry: dict[str, Any] = metrics.summary(label[seen], logits[seen, column], user[seen])
+        entry["error"] = certainty.errors(label[seen], logits[seen, column], user[seen])
         entry["slices"] = {
             kind: {
                 name: metrics.summary(label[rows & seen], logits[rows & seen, column], user[rows & seen])

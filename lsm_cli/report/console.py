@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
+
+WIDEST = 200  # columns of a table in a file or a pipe, where there is no edge to fold at
 
 
 class Progress(Protocol):
@@ -39,7 +42,8 @@ class Console:
     def __post_init__(self) -> None:
         from rich.console import Console as Rich
 
-        self._out = Rich(file=sys.stdout, highlight=False, soft_wrap=True)
+        edge = None if sys.stdout.isatty() or "COLUMNS" in os.environ else WIDEST
+        self._out = Rich(file=sys.stdout, highlight=False, soft_wrap=True, width=edge)
         self._err = Rich(file=sys.stderr, highlight=False, soft_wrap=True)
 
     def say(self, text: str) -> None:
@@ -65,7 +69,7 @@ class Console:
         for position, column in enumerate(columns):
             cells = [str(row[position]) for row in rows if row[position] not in (None, "")]
             numbers = position > 0 and all(cell[0] in "+-.0123456789" for cell in cells)
-            table.add_column(column, justify="right" if numbers else "left", overflow="fold")
+            table.add_column(column, justify="right" if numbers else "left", overflow="fold", no_wrap=numbers)
         for row in rows:
             table.add_row(*(Text("–" if cell is None else str(cell)) for cell in row))
         self._out.print(table)
