@@ -48,7 +48,7 @@ def train(
     run = RunFolder.start(out, options, store, resume)
     try:
         total = store.splits["train"] * options.train.epochs
-        with _stoppable() as stop, console.progress("train", total, "samples") as bar:
+        with stoppable() as stop, console.progress("train", total, "samples") as bar:
             trainer = Trainer(setup, run, bar, stop)
             console.say(f"model      {count(parameters(trainer.model))} parameters; {trainer.total:,} steps")
             trainer.fit()
@@ -94,7 +94,7 @@ def train(
 
 
 @contextmanager
-def _stoppable() -> Iterator[Any]:
+def stoppable() -> Iterator[Any]:
     """The first Ctrl-C (or SIGTERM) asks for a clean stop, the second one ends at once."""
     asked: list[int] = []
 

@@ -56,6 +56,7 @@ class Trainer:
         run: where to write.
         progress: who watches.
         stop: asked after every step; True saves the state and raises `InterruptedRunError`.
+        watch: called after every validation with its line of metrics.jsonl; may raise to end the run there.
     """
 
     def __init__(
@@ -64,8 +65,10 @@ class Trainer:
         run: RunFolder,
         progress: Progress | None = None,
         stop: Callable[[], bool] = lambda: False,
+        watch: Callable[[dict[str, Any]], None] = lambda line: None,
     ) -> None:
         self.setup, self.run, self.progress, self.stop = setup, run, progress or Silent(), stop
+        self.watch = watch
         self.options = setup.recipe.train
         self.train = Feed(setup, "train")
         self.valid = Feed(setup, "valid")
@@ -235,6 +238,7 @@ class Trainer:
                         self.board.add_scalar(f"valid/{target}/{name}", entry[name], self.at.step)
         if self.options.patience and self.at.worse >= self.options.patience:
             self.at.finished = True
+        self.watch(line)
         self._save()
 
     def _quality(self, found: dict[str, Any]) -> float:
