@@ -188,7 +188,8 @@ def tune(
     overrides: Overrides = None,
     trials: Annotated[int, typer.Option(help="Trials that the study shall have in all.", min=1)] = 30,
     timeout: Annotated[
-        str | None, typer.Option(help="Stop after so long, such as 90m or 2h; the same command goes on.", show_default=False)
+        str | None,
+        typer.Option(help="Stop after so long, such as 90m or 2h; the same command goes on.", show_default=False),
     ] = None,
     workers: Annotated[int, typer.Option(help="Processes that train trials.", min=1, max=256)] = 1,
     space: Annotated[
@@ -210,7 +211,9 @@ def tune(
     pruner: Annotated[str, typer.Option(help="median, halving, hyperband or none.")] = "median",
     storage: Annotated[
         str | None,
-        typer.Option(help="Journal file, sqlite:///FILE or postgresql://…, shared by machines.", show_default="in --out"),
+        typer.Option(
+            help="Journal file, sqlite:///FILE or postgresql://… for several machines.", show_default="in --out"
+        ),
     ] = None,
     seed: Annotated[int, typer.Option(help="Seed of the search.", min=0)] = 0,
     json: Json = False,

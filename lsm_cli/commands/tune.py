@@ -22,7 +22,7 @@ from lsm_cli.engine.train import InterruptedRunError
 from lsm_cli.errors import InputError
 from lsm_cli.report import png
 from lsm_cli.report.console import Console, count
-from lsm_cli.tuning import pool, report, results, sampling, storage
+from lsm_cli.tuning import defaults, pool, report, results, sampling, storage
 from lsm_cli.tuning import space as spaces
 from lsm_cli.tuning.objective import KEEP
 from lsm_cli.tuning.plan import PRUNERS, SAMPLERS, Plan, digest, objectives
@@ -63,7 +63,7 @@ def tune(
     store = Store.open(data)
     for split in ("train", "valid"):
         if not store.splits.get(split):
-            raise InputError(f"{data}: no {split} samples; set [split] in the dataset description and rebuild the store")
+            raise InputError(f"{data}: no {split} samples; set [split] in the dataset's description and rebuild it")
     plan, lines = _plan(recipe, store, overrides, space, wanted)
     setup = Setup.of(plan.recipe, store)
     url = storage.resolve(wanted.storage, out)
@@ -109,9 +109,7 @@ def tune(
     return _finish(console, tuning, data, lines, time.monotonic() - started, ended)
 
 
-def _plan(
-    recipe: str, store: Store, overrides: list[str], space: list[str], wanted: Wanted
-) -> tuple[Plan, list[str]]:
+def _plan(recipe: str, store: Store, overrides: list[str], space: list[str], wanted: Wanted) -> tuple[Plan, list[str]]:
     """The plan, and what was decided about it."""
     errors: list[str] = []
     try:
@@ -125,7 +123,10 @@ def _plan(
     errors += [f"{key} is both set and in --space; drop one of them" for key in sorted(fixed & asked)]
     origin = f"[tune] of {recipes.find(recipe)}" if table else "--space"
     if not table and not space:
-        table, origin = spaces.default(options), "the default one, as the recipe has no [tune] and there is no --space"
+        table, origin = (
+            defaults.default(options),
+            "the default one, as the recipe has no [tune] and there is no --space",
+        )
     elif table and space:
         origin += " and --space"
     found = Space(())
@@ -202,7 +203,8 @@ def _watched(console: Console, tuning: Tuning) -> Iterator[Callable[..., None]]:
     names = [objective.name for objective in plan.objectives]
 
     def describe(row: results.Row) -> str:
-        values = "  ".join(f"{name} {report.number(value)}" for name, value in zip(names, row.values or [], strict=False))
+        pairs = zip(names, row.values or [], strict=False)
+        values = "  ".join(f"{name} {report.number(value)}" for name, value in pairs)
         seconds = "" if row.seconds is None else f"{row.seconds:.0f} s"
         remark = row.reason or row.origin
         parts = [f"trial {row.number:<4}", f"{row.kind:<10}", values, seconds, report.options(row.params)]
@@ -273,14 +275,14 @@ def _finish(
         [[row.number, *map(report.number, row.values or []), report.options(row.params), row.origin] for row in shown],
     )
     if weights:
-        console.table(
-            f"What matters for {names[0]}", ["option", "share"], [[key, f"{share:.0%}"] for key, share in weights.items()]
-        )
+        shares = [[key, f"{share:.0%}"] for key, share in weights.items()]
+        console.table(f"What matters for {names[0]}", ["option", "share"], shares)
     elif best:
         console.text("What matters cannot be told from so few trials that were trained to their end.")
     failed = [row for row in rows if row.kind in ("failed", "infeasible")]
     if failed:
-        console.table("Trials without a result", ["trial", "", "reason"], [[r.number, r.kind, r.reason] for r in failed])
+        reasons = [[row.number, row.kind, row.reason] for row in failed]
+        console.table("Trials without a result", ["trial", "", "reason"], reasons)
     counts = results.counts(trials)
     console.text(", ".join(f"{number} {name}" for name, number in counts.items() if number) + f" in {count(seconds)} s")
     if ended < tuning.total:
@@ -290,7 +292,8 @@ def _finish(
     console.text(f"report     {out / 'report.html'}")
     console.text(f"dashboard  {storage.dashboard(tuning.url)}   (pip install optuna-dashboard)")
     if best:
-        console.next(f"lsm train --recipe {shlex.quote(str(out / results.BEST))} --data {shlex.quote(str(data))} --out runs/tuned")
+        file, place = shlex.quote(str(out / results.BEST)), shlex.quote(str(data))
+        console.next(f"lsm train --recipe {file} --data {place} --out runs/tuned")
 
     def entry(row: results.Row) -> dict[str, Any]:
         values = dict(zip(names, row.values or [], strict=False))

@@ -8,6 +8,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
+from itertools import pairwise
 from typing import Any
 
 from lsm_cli.report.html import COLOURS, WIDTH
@@ -81,7 +82,9 @@ def colour(quality: float) -> str:
 
 def history(dots: Sequence[Dot], best: Sequence[tuple[float, float]], across: str, up: str) -> str:
     """Trials by number, and the best so far as a step line."""
-    path = [point for place, (x, y) in enumerate(best) for point in ([(x, best[place - 1][1])] if place else []) + [(x, y)]]
+    path = list(best[:1])
+    for (_, before), (x, y) in pairwise(best):
+        path += [(x, before), (x, y)]
     return scatter(dots, across, up, path)
 
 

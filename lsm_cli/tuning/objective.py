@@ -1,4 +1,4 @@
-"""One trial: options drawn, a recipe made of them, trained in a run folder of its own, judged on the validation samples.
+"""One trial: options drawn, a recipe of them, trained in a run folder of its own, judged on the validation samples.
 
 The training loop, the model and the run folder are those of `lsm train`; nothing here looks at the test samples.
 """
@@ -126,7 +126,8 @@ def _suggest(trial: Trial, option: Option) -> Any:
     if option.choices:
         return option.value(trial.suggest_categorical(option.key, option.labels()))
     if option.whole:
-        return trial.suggest_int(option.key, int(option.low), int(option.high), step=int(option.step or 1), log=option.log)
+        low, high, step = int(option.low), int(option.high), int(option.step or 1)
+        return trial.suggest_int(option.key, low, high, step=step, log=option.log)
     return trial.suggest_float(option.key, option.low, option.high, step=option.step, log=option.log)
 
 

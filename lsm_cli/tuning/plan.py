@@ -128,8 +128,8 @@ class Plan:
                 self.check(before, str(folder))
                 if before["storage"] != storage:
                     raise InputError(
-                        f"{folder}: holds a study whose trials are in {before['storage']}; go on with that --storage, or "
-                        "choose another --out"
+                        f"{folder}: holds a study whose trials are in {before['storage']}; go on with that --storage, "
+                        "or choose another --out"
                     )
             except (json.JSONDecodeError, KeyError, TypeError) as error:
                 raise InputError(f"{file}: damaged ({error}); choose another --out") from None
@@ -176,19 +176,18 @@ def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     ]
     if keys or before != after:
         found.append(f"another recipe ({', '.join(keys) or 'name or description'})")
-    keys = [
-        f"{key} {'over other values' if key in old['space'] and key in new['space'] else 'only there' if key in old['space'] else 'not there'}"
-        for key in sorted(old["space"].keys() | new["space"].keys())
-        if old["space"].get(key) != new["space"].get(key)
-    ]
+    there, here = old["space"], new["space"]
+    keys = [f"{key} only there" for key in there if key not in here]
+    keys += [f"{key} not there" for key in here if key not in there]
+    keys += [f"{key} over other values" for key in there if key in here and there[key] != here[key]]
     if keys:
         found.append(f"another space ({', '.join(keys)})")
     if old["store"] != new["store"]:
         found.append("another store")
-    for name, word in (("objectives", "--objective"), ("sampler", "--sampler"), ("pruner", "--pruner"), ("seed", "--seed")):
+    for name in ("objectives", "sampler", "pruner", "seed"):
         if old[name] != new[name]:
             value = ",".join(old[name]) if isinstance(old[name], list) else old[name]
-            found.append(f"{word} {value}")
+            found.append(f"--{name.removesuffix('s')} {value}")
     return found
 
 
@@ -205,4 +204,5 @@ def write_text(file: Path, text: str) -> None:
         os.replace(temporary, file)
     except OSError as error:
         temporary.unlink(missing_ok=True)
-        raise LsmError(f"{file}: could not be written ({error.strerror}); free space, then run the same command") from None
+        message = f"{file}: could not be written ({error.strerror}); free space, then run the same command"
+        raise LsmError(message) from None

@@ -109,13 +109,13 @@ class _Team:
             elif member.returncode > 0:
                 log = self._log(place)
                 lines = log.read_text().strip().splitlines() or ["no message"]
-                raise LsmError(f"a worker ended with a fault of lsm or of the machine: {lines[-1]} (all of it in {log})")
+                raise LsmError(f"a worker ended with a fault of lsm or of the machine: {lines[-1]} (the rest in {log})")
             else:
                 self.early = 0 if recovered else self.early + 1
                 if self.early >= EARLY_DEATHS:
                     raise LsmError(
-                        f"{self.early} workers were killed (signal {-member.returncode}) before they began a trial; is there "
-                        "enough memory for --workers?"
+                        f"{self.early} workers were killed (signal {-member.returncode}) before they began a trial; is "
+                        "there enough memory for so many?"
                     )
 
     def end(self) -> None:
@@ -137,9 +137,8 @@ def _environment(place: int) -> dict[str, str]:
     environment = os.environ | {"OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY", "PASSIVE")}
     count = torch.cuda.device_count()
     if count > 1:
-        visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if os.environ.get("CUDA_VISIBLE_DEVICES") else None
-        device = place % count
-        environment["CUDA_VISIBLE_DEVICES"] = visible[device] if visible else str(device)
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(count)))
+        environment["CUDA_VISIBLE_DEVICES"] = visible.split(",")[place % count]
     return environment
 
 

@@ -46,18 +46,22 @@ def write(tuning: Tuning, importances: dict[str, float], decisions: list[str]) -
             "Blue: trained to the end. Grey: stopped early, at its last validation. Line: the best so far.",
         )
         axes, lines = parallel(tuning, done)
-        page.figure(
-            "Options side by side", trials.parallel(axes, lines), "One line per trial trained to its end; the bluer the better."
-        )
+        caption = "One line per trial that was trained to its end; the bluer the better."
+        page.figure("Options side by side", trials.parallel(axes, lines), caption)
         if drawable:
             png.scatter(folder / "history.png", dots, "trial", names[0], best, steps=True)
             png.parallel(folder / "parallel.png", axes, lines)
             files += [folder / "history.png", folder / "parallel.png"]
     if plan.several and done:
         front = {row.number for row in leading}
-        dots = [trials.Dot(row.values[1], row.values[0], told(row, names), row.number in front) for row in done if row.values]
+        dots = [
+            trials.Dot(row.values[1], row.values[0], told(row, names), row.number in front)
+            for row in done
+            if row.values
+        ]
         path = sorted((dot.x, dot.y) for dot in dots if dot.strong)
-        page.figure(f"{names[0]} against {names[1]}", trials.scatter(dots, names[1], names[0], path), "Blue: no other trial beats it.")
+        drawing = trials.scatter(dots, names[1], names[0], path)
+        page.figure(f"{names[0]} against {names[1]}", drawing, "Blue: no other trial beats it.")
         if drawable:
             png.scatter(folder / "pareto.png", dots, names[1], names[0], path)
             files.append(folder / "pareto.png")
@@ -107,7 +111,7 @@ def parallel(tuning: Tuning, done: list[Row]) -> tuple[list[trials.Axis], list[t
     """An axis per option that varied, then one for the first objective; a line per trial."""
     plan, columns = tuning.plan, []
     for option in plan.space.options:
-        values = [None if option.key not in row.params else row.params[option.key] for row in done]
+        values = [row.params.get(option.key) for row in done]
         values = [value if isinstance(value, int | float | str | None) else str(value) for value in values]
         if len({str(value) for value in values}) > 1:
             columns.append(trials.axis(option.key, values, option.log))

@@ -59,7 +59,7 @@ def counts(trials: list[FrozenTrial]) -> dict[str, int]:
 
 
 def pareto(plan: Plan, trials: list[FrozenTrial]) -> list[FrozenTrial]:
-    """Complete trials that no other one beats in one objective without losing in another; best first objective first."""
+    """Complete trials that no other beats in one objective without losing in another; best first objective first."""
     done = [trial for trial in trials if trial.state == TrialState.COMPLETE]
     signs = [1 if objective.larger else -1 for objective in plan.objectives]
     points = {trial.number: [sign * value for sign, value in zip(signs, trial.values, strict=True)] for trial in done}

@@ -1,8 +1,8 @@
 """Samplers and pruners by name; every draw is a function of the study's seed, the trial's number and the option.
 
-Optuna's samplers own one random generator for the life of a process, so a study that is resumed with the same seed would
-begin with the draws that it has made already, and workers with one seed would propose the same trials. Here each draw has
-a generator of its own, so one worker repeats exactly, killed in between or not, and several never draw alike.
+Optuna's samplers own one random generator for the life of a process, so a study that is resumed with the same seed
+would begin with the draws that it has made already, and workers with one seed would propose the same trials. Here each
+draw has a generator of its own, so one worker repeats exactly, killed in between or not, and several never draw alike.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class Numbered(BaseSampler):
 
     def _inner(self, number: int, what: str) -> BaseSampler:
         # scrambled Sobol points are one sequence for all trials
-        text = f"{self.seed}" if self.name == "qmc" and what == "together" else f"{self.seed} {number} {what}"
+        text = f"{self.seed}" if self.name == "qmc" and what == "together" else f"{self.seed}/{number}/{what}"
         return MAKERS[self.name](int.from_bytes(hashlib.sha256(text.encode()).digest()[:4]))
 
     def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
@@ -70,9 +70,7 @@ class Numbered(BaseSampler):
     def before_trial(self, study: Study, trial: FrozenTrial) -> None:
         self._inner(trial.number, "before").before_trial(study, trial)
 
-    def after_trial(
-        self, study: Study, trial: FrozenTrial, state: TrialState, values: Sequence[float] | None
-    ) -> None:
+    def after_trial(self, study: Study, trial: FrozenTrial, state: TrialState, values: Sequence[float] | None) -> None:
         self._inner(trial.number, "after").after_trial(study, trial, state, values)
 
 

@@ -9,7 +9,7 @@ A space is a table of recipe key -> spec, from `[tune]` in a recipe file or from
     "model.layers" = { range = "1:4", when = "model.sequence=stacked_tin" }
     "search.top_k" = { choices = [20, 50], when = ["search.method!=none", "model.sequence=tin|stacked_tin"] }
 
-On the command line the same is `--space "model.layers=1:4 when model.sequence=stacked_tin"` and `--space model.dim=8,16`.
+On the command line: `--space model.dim=8,16 --space "model.layers=1:4 when model.sequence=stacked_tin"`.
 Every bound, choice and condition is held against the option's own type and range; all errors are reported at once.
 """
 
@@ -177,7 +177,7 @@ def parse(table: Mapping[str, Any], texts: Iterable[str] = (), source: str = "[t
     for text in texts:
         key, equals, spec = text.partition("=")
         if not equals or not key.strip() or not spec.strip():
-            errors.append(f"--space {text!r} is not of the form key=spec, such as train.lr=1e-4:1e-2:log or model.dim=8,16")
+            errors.append(f"--space {text!r} is not key=spec, such as train.lr=1e-4:1e-2:log or model.dim=8,16")
             continue
         body, _, when = spec.partition(" when ")
         _add(options, errors, "--space", key.strip(), {"spec": body.strip(), "when": when} if when else body.strip())
@@ -223,7 +223,8 @@ def _option(key: str, spec: Any) -> Option:
         for name in spec:
             if name not in known:
                 near = difflib.get_close_matches(name, known[:3], n=1)
-                problems.append(f"unknown {name!r}; " + (f"did you mean {near[0]!r}?" if near else "use range, choices, when"))
+                hint = f"did you mean {near[0]!r}?" if near else "there is range, choices and when"
+                problems.append(f"unknown {name!r}; {hint}")
         bodies = [spec[name] for name in ("range", "choices", "spec") if name in spec]
         try:
             when = _conditions(spec.get("when", ()))
@@ -240,7 +241,8 @@ def _option(key: str, spec: Any) -> Option:
     values = spec if isinstance(spec, list | tuple) else _listed(spec) if isinstance(spec, str) else [spec]
     if not values:
         raise _ProblemsError("has no choices")
-    checked, lines = [], []
+    checked: list[Any] = []
+    lines: list[str] = []
     for value in values:
         try:
             checked.append(_checked(key, value))
@@ -317,7 +319,8 @@ def _ordered(options: dict[str, Option], errors: list[str]) -> list[Option]:
         for condition in option.when:
             other = options.get(condition.key)
             if other is not None and not condition.negated and not any(map(other.contains, condition.values)):
-                errors.append(f"[tune]: {option.key}: when {str(condition)!r} can never hold: {other.key} is {other.describe()}")
+                never = f"when {str(condition)!r} can never hold: {other.key} is {other.describe()}"
+                errors.append(f"[tune]: {option.key}: {never}")
     return order
 
 
@@ -361,7 +364,8 @@ def _field(key: str) -> Any:
 @cache
 def _adapter(key: str) -> TypeAdapter[Any]:
     info = _field(key)
-    return TypeAdapter(Annotated[(info.annotation, *info.metadata)] if info.metadata else info.annotation)
+    form: Any = Annotated[(info.annotation, *info.metadata)] if info.metadata else info.annotation
+    return TypeAdapter(form)
 
 
 def _checked(key: str, value: Any) -> Any:
@@ -379,31 +383,3 @@ def _look(raw: Mapping[str, Any], chosen: Mapping[str, Any], key: str) -> Any:
 
 def _label(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value)
-
-
-def default(recipe: Recipe) -> dict[str, Any]:
-    """The space of a recipe that brings none: its variant, its length or K, its widths and its learning rates.
-
-    Every range holds the recipe's own value; rates vary four times up and down.
-    """
-    model, search, train = recipe.model, recipe.search, recipe.train
-    table: dict[str, Any] = {}
-    if model.sequence in recipes.ATTENTIVE:
-        table["model.sequence"] = list(recipes.ATTENTIVE)
-        table["model.layers"] = {"range": f"1:{max(3, model.layers)}", "when": "model.sequence=stacked_tin"}
-        table["model.attention_dim"] = sorted({0, 4, 8, model.attention_dim})
-    if search.method != "none" and not search.source:
-        table["search.top_k"] = _around(search.top_k, 100_000)
-    elif model.sequence != "none" and model.max_len and not search.source:
-        table["model.max_len"] = _around(model.max_len, 1_000_000)
-    table["model.dim"] = _around(model.dim, 1024)
-    hidden = [[64], [128], [256, 128]]
-    table["model.hidden"] = hidden if model.hidden in hidden else [*hidden, model.hidden]
-    table["model.dropout"] = f"0.0:{max(0.3, model.dropout)!r}"
-    for key, rate in (("train.lr", train.lr), ("train.table_lr", train.table_lr)):
-        table[key] = f"{rate / 4:.3g}:{min(rate * 4, 10):.3g}:log"
-    return table
-
-
-def _around(value: int, most: int) -> list[int]:
-    return sorted({max(1, value // 2), value, min(2 * value, most)})

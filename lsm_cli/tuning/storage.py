@@ -1,8 +1,8 @@
 """Where a study lives: a journal file, SQLite or PostgreSQL, so that several processes and machines share it.
 
-A process may be killed at any moment. The journal's lock is the kernel's own (`flock`), which goes with the process, and
-whoever gets it finds whole lines: what a killed writer or a full disk left of its last line is cut off, as nobody was
-told that it had been written.
+A process may be killed at any moment. The journal's lock is the kernel's own (`flock`), which goes with the process,
+and whoever gets it finds whole lines: what a killed writer or a full disk left of its last line is cut off, as nobody
+was told that it had been written.
 """
 
 from __future__ import annotations

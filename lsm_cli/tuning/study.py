@@ -1,9 +1,9 @@
 """A study as its workers share it: who runs which trial, what was given up, and when there is nothing left to do.
 
-A trial keeps its number for life. A worker that takes one signs it (host, process, start of the process) and, while it
-trains, counts up a beat; a trial whose process is gone goes back into the queue with its options, and its run goes on from
-its last checkpoint. So a killed study neither loses nor repeats a finished trial, and with one worker and a fixed seed it
-ends as if it had never been killed.
+A trial keeps its number for life. A worker that takes one signs it (host, process, start of the process) and, while
+it trains, counts up a beat; a trial whose process is gone goes back into the queue with its options, and its run goes
+on from its last checkpoint. So a killed study neither loses nor repeats a finished trial, and with one worker and a
+fixed seed it ends as if it had never been killed.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import threading
 import time
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -112,7 +112,7 @@ class Tuning:
         name = self.folder.resolve().name
         options: dict[str, Any] = {"sampler": sampling.Numbered(self.plan.sampler, self.plan.seed)}
         options["pruner"] = sampling.pruner(self.plan)
-        directions = [objective.direction for objective in self.plan.objectives]
+        directions: list[Any] = [objective.direction for objective in self.plan.objectives]
         try:
             study = optuna.create_study(storage=held, study_name=name, directions=directions, **options)
         except DuplicatedStudyError:
@@ -130,7 +130,8 @@ class Tuning:
         study.set_metric_names([objective.name for objective in self.plan.objectives])
         at = self.plan.space.of(self.plan.recipe)
         if at is not None:
-            stored = {option.key: option.stored(at[option.key]) for option in self.plan.space.options if option.key in at}
+            options_at = [option for option in self.plan.space.options if option.key in at]
+            stored = {option.key: option.stored(at[option.key]) for option in options_at}
             study.enqueue_trial(stored, user_attrs={"origin": "the recipe as it is"})
         study.set_user_attr("plan", self.plan.to_json())
         return study
@@ -199,10 +200,8 @@ class Tuning:
 
     def give_back(self, trial_id: int) -> None:
         """Queue a trial again that was not finished."""
-        try:
+        with suppress(UpdateFinishedTrialError):
             self._storage.set_trial_state_values(trial_id, TrialState.WAITING)
-        except UpdateFinishedTrialError:
-            pass
 
     def recover(self) -> list[int]:
         """Queue the trials again whose process is gone; their numbers."""

@@ -1,7 +1,7 @@
 """The loop of one worker: take a trial, train it, until there is none to take; and the process that runs it.
 
-`python -m lsm_cli.tuning.worker` reads one JSON object from stdin (see `Job`) and needs nothing but the study's folder, its
-storage and the store. It writes what ended it, if that was an error, as one JSON object on stdout.
+`python -m lsm_cli.tuning.worker` reads one JSON object from stdin (see `Job`) and needs nothing but the study's folder,
+its storage and the store. It writes what ended it, if that was an error, as one JSON object on stdout.
 """
 
 from __future__ import annotations
