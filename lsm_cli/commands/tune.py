@@ -207,7 +207,7 @@ def _watched(console: Console, tuning: Tuning) -> Iterator[Callable[..., None]]:
         values = "  ".join(f"{name} {report.number(value)}" for name, value in pairs)
         seconds = "" if row.seconds is None else f"{row.seconds:.0f} s"
         remark = row.reason or row.origin
-        parts = [f"trial {row.number:<4}", f"{row.kind:<10}", values, seconds, report.options(row.params)]
+        parts = [f"trial {row.number:<4}", f"{row.kind:<10}", values, seconds, report.brief(plan, row)]
         return "  ".join(part for part in parts if part) + (f"  ({remark})" if remark else "")
 
     with console.live() as draw:
@@ -244,7 +244,7 @@ def _watched(console: Console, tuning: Tuning) -> Iterator[Callable[..., None]]:
                         row.kind,
                         *(map(report.number, row.values) if row.values else [None] * len(names)),
                         None if row.seconds is None else f"{row.seconds:.0f}",
-                        report.options(row.params),
+                        report.brief(plan, row),
                     ]
                     for row in rows[-SHOWN:]
                 ],
@@ -272,7 +272,7 @@ def _finish(
         f"{plan.recipe.name} tuned on the validation samples: "
         + ("trials that no other one beats" if plan.several else "best trials"),
         ["trial", *names, "options", ""],
-        [[row.number, *map(report.number, row.values or []), report.options(row.params), row.origin] for row in shown],
+        [[row.number, *map(report.number, row.values or []), report.brief(plan, row), row.origin] for row in shown],
     )
     if weights:
         shares = [[key, f"{share:.0%}"] for key, share in weights.items()]

@@ -33,7 +33,9 @@ def scatter(
     figure, axes = _figure(7, 4)
     for strong in (False, True):
         chosen = [dot for dot in dots if dot.strong == strong]
-        axes.scatter([dot.x for dot in chosen], [dot.y for dot in chosen], s=22, color=COLOURS[0] if strong else GREY)
+        axes.scatter(
+            [dot.x for dot in chosen], [dot.y for dot in chosen], s=22, color=COLOURS[0] if strong else GREY, zorder=3
+        )
     if path:
         xs, ys = zip(*path, strict=True)
         axes.plot(xs, ys, color=COLOURS[1], drawstyle="steps-post" if steps else "default")

@@ -100,12 +100,14 @@ def scatter(dots: Sequence[Dot], across: str, up: str, path: Sequence[tuple[floa
         )
 
     drawn = [f'<svg viewBox="0 0 {WIDTH} {height}" width="{WIDTH}" height="{height}" role="img">']
+    for x in _ticks([dot.x for dot in dots]):
+        at_x, _ = place(x, low_y)
+        drawn.append(f'<text x="{at_x}" y="{height - bottom + 18}" text-anchor="middle">{x:.4g}</text>')
     for step in range(5):
-        x, y = low_x + (high_x - low_x) * step / 4, low_y + (high_y - low_y) * step / 4
-        at_x, at_y = place(x, y)
+        y = low_y + (high_y - low_y) * step / 4
+        _, at_y = place(low_x, y)
         drawn.append(f'<line x1="{left}" x2="{WIDTH - right}" y1="{at_y}" y2="{at_y}" stroke="{GRID}"/>')
         drawn.append(f'<text x="{left - 8}" y="{at_y + 4}" text-anchor="end">{y:.4g}</text>')
-        drawn.append(f'<text x="{at_x}" y="{height - bottom + 18}" text-anchor="middle">{x:.3g}</text>')
     drawn.append(f'<text x="{WIDTH - right}" y="{height - 6}" text-anchor="end">{escape(across)}</text>')
     drawn.append(f'<text x="{left}" y="{top - 4}">{escape(up)}</text>')
     if path:
@@ -144,8 +146,16 @@ def parallel(axes: Sequence[Axis], lines: Sequence[Line]) -> str:
         drawn.append(f'<text x="{x}" y="{high - 14 - 12 * (number % 2)}" text-anchor="middle">{escape(label)}</text>')
         for share, text in one.ticks:
             _, y = place(number, share)
-            drawn.append(f'<text x="{x + 5}" y="{y + 4}">{escape(text)}</text>')
+            halo = 'style="paint-order:stroke;stroke:#fff;stroke-width:3px"'
+            drawn.append(f'<text x="{x + 5}" y="{y + 4}" {halo}>{escape(text)}</text>')
     return "".join(drawn) + "</svg>"
+
+
+def _ticks(values: Sequence[float]) -> list[float]:
+    """Five marks from the lowest to the highest; whole numbers where all values are."""
+    low, high = min(values), max(values)
+    marks = [low + (high - low) * step / 4 for step in range(5)]
+    return sorted({round(mark) for mark in marks}) if all(value == int(value) for value in values) else marks
 
 
 def _span(values: Sequence[float]) -> tuple[float, float]:

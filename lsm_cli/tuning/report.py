@@ -7,7 +7,7 @@ from typing import Any
 
 from lsm_cli.report import html, png, trials
 from lsm_cli.tuning import results
-from lsm_cli.tuning.plan import write_text
+from lsm_cli.tuning.plan import Plan, write_text
 from lsm_cli.tuning.results import Row
 from lsm_cli.tuning.study import Tuning
 
@@ -33,8 +33,8 @@ def write(tuning: Tuning, importances: dict[str, float], decisions: list[str]) -
     first = [row for row in done if row.origin and row.number not in {one.number for one in leading}]
     page.table(
         "Trials that no other one beats" if plan.several else "Best trials",
-        ["trial", *names, "options", ""],
-        [[row.number, *map(number, row.values or []), options(row.params), row.origin] for row in (*leading, *first)],
+        ["trial", *names, *columns(plan), ""],
+        [[row.number, *map(number, row.values or []), *cells(plan, row), row.origin] for row in (*leading, *first)],
     )
     files: list[Path] = []
     folder = tuning.folder
@@ -70,9 +70,10 @@ def write(tuning: Tuning, importances: dict[str, float], decisions: list[str]) -
         if drawable:
             png.bars(folder / "importances.png", importances, f"share of what matters for {names[0]}")
             files.append(folder / "importances.png")
+    page.parts.append('<div style="overflow-x:auto">')
     page.table(
         "All trials",
-        ["trial", "", *names, "validations", "seconds", "options", "remark"],
+        ["trial", "", *names, "validations", "seconds", *columns(plan), "remark"],
         [
             [
                 row.number,
@@ -80,12 +81,13 @@ def write(tuning: Tuning, importances: dict[str, float], decisions: list[str]) -
                 *(map(number, row.values) if row.values else [None] * len(names)),
                 row.validations,
                 None if row.seconds is None else f"{row.seconds:.0f}",
-                options(row.params),
+                *cells(plan, row),
                 row.reason or row.origin,
             ]
             for row in rows
         ],
     )
+    page.parts.append("</div>")
     page.code("What was decided", "\n".join(decisions))
     page.code("Recipe that was varied", plan.recipe.to_toml())
     write_text(folder / "report.html", page.render())
@@ -109,20 +111,39 @@ def history(rows: list[Row], larger: bool) -> tuple[list[trials.Dot], list[tuple
 
 def parallel(tuning: Tuning, done: list[Row]) -> tuple[list[trials.Axis], list[trials.Line]]:
     """An axis per option that varied, then one for the first objective; a line per trial."""
-    plan, columns = tuning.plan, []
+    plan, found = tuning.plan, []
     for option in plan.space.options:
         values = [row.params.get(option.key) for row in done]
         values = [value if isinstance(value, int | float | str | None) else str(value) for value in values]
         if len({str(value) for value in values}) > 1:
-            columns.append(trials.axis(option.key, values, option.log))
+            found.append(trials.axis(option.key, values, option.log))
     quality = [row.values[0] for row in done if row.values]
-    columns.append(trials.axis(plan.objectives[0].name, quality))
+    found.append(trials.axis(plan.objectives[0].name, quality))
     ranks = trials.ranks(quality, plan.objectives[0].larger)
     lines = []
     for place, row in enumerate(done):
-        points = [(number, at) for number, (_, places) in enumerate(columns) if (at := places[place]) is not None]
+        points = [(number, at) for number, (_, places) in enumerate(found) if (at := places[place]) is not None]
         lines.append(trials.Line(points, ranks[place], told(row, [objective.name for objective in plan.objectives])))
-    return [axis for axis, _ in columns], lines
+    return [axis for axis, _ in found], lines
+
+
+def columns(plan: Plan) -> list[str]:
+    """A short name for every option of the space."""
+    keys = [option.key for option in plan.space.options]
+    names = [key.split(".")[-1] for key in keys]
+    return [name if names.count(name) == 1 else key for name, key in zip(names, keys, strict=True)]
+
+
+def cells(plan: Plan, row: Row) -> list[str | None]:
+    """The options of a trial under these names; None where an option did not apply."""
+    keys = [option.key for option in plan.space.options]
+    return [short(row.params[key]) if key in row.params else None for key in keys]
+
+
+def brief(plan: Plan, row: Row) -> str:
+    """The options of a trial in one line."""
+    pairs = zip(columns(plan), cells(plan, row), strict=True)
+    return " ".join(f"{name}={cell}" for name, cell in pairs if cell is not None)
 
 
 def told(row: Row, names: list[str]) -> str:
