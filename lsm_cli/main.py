@@ -207,7 +207,7 @@ def tune(
             show_default="train.metric",
         ),
     ] = None,
-    sampler: Annotated[str, typer.Option(help="tpe, random, cmaes, gp, qmc or nsga2.")] = "tpe",
+    sampler: Annotated[str, typer.Option(help="tpe, random, cmaes, gp or nsga2.")] = "tpe",
     pruner: Annotated[str, typer.Option(help="median, halving, hyperband or none.")] = "median",
     storage: Annotated[
         str | None,

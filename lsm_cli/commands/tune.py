@@ -78,7 +78,6 @@ def tune(
     ]
     for line in lines:
         console.say(line)
-    plan.write(out, storage.hidden(url))
     tuning = Tuning(plan, out, url, wanted.trials)
     before = results.counts(tuning.trials())
     ended = before["complete"] + before["pruned"] + before["failed"]

@@ -20,7 +20,7 @@ from lsm_cli.tuning import space as spaces
 from lsm_cli.tuning.space import Space
 
 PLAN, TRIALS = "study.json", "trials"
-SAMPLERS = ("tpe", "random", "cmaes", "gp", "qmc", "nsga2")
+SAMPLERS = ("tpe", "random", "cmaes", "gp", "nsga2")
 PRUNERS = ("median", "halving", "hyperband", "none")
 
 
@@ -110,8 +110,8 @@ class Plan:
                 f"{where}: holds a study with {'; '.join(found)}; go on with the same command, or choose another --out"
             )
 
-    def write(self, folder: Path, storage: str) -> None:
-        """Make the study's folder, or find the same plan in it.
+    def matches(self, folder: Path, storage: str) -> bool:
+        """Whether the folder holds this very study; False where there is none yet.
 
         Args:
             storage: where its trials are kept, without a password.
@@ -133,10 +133,15 @@ class Plan:
                     )
             except (json.JSONDecodeError, KeyError, TypeError) as error:
                 raise InputError(f"{file}: damaged ({error}); choose another --out") from None
-            return
+            return True
         if folder.is_dir() and any(folder.iterdir()):
             raise InputError(f"{folder}: the folder is not empty and holds no study; choose another --out")
-        write_text(file, json.dumps(self.to_json() | {"storage": storage}, indent=1) + "\n")
+        return False
+
+    def write(self, folder: Path, storage: str) -> None:
+        """Make the study's folder, unless it is there."""
+        if not self.matches(folder, storage):
+            write_text(folder / PLAN, json.dumps(self.to_json() | {"storage": storage}, indent=1) + "\n")
 
 
 def objectives(text: str | None, recipe: Recipe) -> tuple[Objective, ...]:

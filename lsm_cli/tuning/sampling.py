@@ -26,10 +26,9 @@ MAKERS: dict[str, Callable[[int], BaseSampler]] = {
     "random": lambda seed: samplers.RandomSampler(seed=seed),
     "cmaes": lambda seed: samplers.CmaEsSampler(seed=seed, warn_independent_sampling=False),
     "gp": lambda seed: samplers.GPSampler(seed=seed, warn_independent_sampling=False),
-    "qmc": lambda seed: samplers.QMCSampler(seed=seed, scramble=True, warn_independent_sampling=False),
     "nsga2": lambda seed: samplers.NSGAIISampler(seed=seed, population_size=16),
 }
-NEEDS = {"cmaes": "cmaes", "gp": "scipy", "qmc": "scipy"}
+NEEDS = {"cmaes": "cmaes", "gp": "scipy"}
 
 
 def check_sampler(name: str) -> None:
@@ -50,9 +49,8 @@ class Numbered(BaseSampler):
         self.name, self.seed = name, seed
 
     def _inner(self, number: int, what: str) -> BaseSampler:
-        # scrambled Sobol points are one sequence for all trials
-        text = f"{self.seed}" if self.name == "qmc" and what == "together" else f"{self.seed}/{number}/{what}"
-        return MAKERS[self.name](int.from_bytes(hashlib.sha256(text.encode()).digest()[:4]))
+        drawn = hashlib.sha256(f"{self.seed}/{number}/{what}".encode()).digest()
+        return MAKERS[self.name](int.from_bytes(drawn[:4]))
 
     def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
         return self._inner(trial.number, "together").infer_relative_search_space(study, trial)

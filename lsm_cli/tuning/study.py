@@ -14,6 +14,7 @@ import platform
 import threading
 import time
 import uuid
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -104,7 +105,14 @@ class Tuning:
         self.begun = datetime.now()
         self.notes: list[str] = []  # what happened that the user should know
         self._seen: dict[int, tuple[Any, float]] = {}
-        self._storage = storage.connect(url)
+        shown = storage.hidden(url)
+        if url == storage.resolve(None, folder):
+            plan.write(folder, shown)
+            self._storage = storage.connect(url)
+        else:  # a storage elsewhere that cannot be reached leaves no folder behind
+            plan.matches(folder, shown)
+            self._storage = storage.connect(url)
+            plan.write(folder, shown)
         with self._alone():
             self.study = self._opened(self._storage)
 
@@ -127,7 +135,8 @@ class Tuning:
             return study
         if study.get_trials(deepcopy=False) or [one.name.lower() for one in study.directions] != directions:
             raise InputError(f"{where}: holds a study called {name!r} that is not of lsm; choose another --out")
-        study.set_metric_names([objective.name for objective in self.plan.objectives])
+        with warnings.catch_warnings(action="ignore"):
+            study.set_metric_names([objective.name for objective in self.plan.objectives])
         at = self.plan.space.of(self.plan.recipe)
         if at is not None:
             options_at = [option for option in self.plan.space.options if option.key in at]
