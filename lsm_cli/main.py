@@ -235,6 +235,57 @@ def profile(
 
 
 @app.command()
+def tune(
+    recipe: RecipeName,
+    data: Data,
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the study.", show_default=False)],
+    overrides: Overrides = None,
+    trials: Annotated[int, typer.Option(help="Trials that the study shall have in all.", min=1)] = 30,
+    timeout: Annotated[
+        str | None,
+        typer.Option(help="Stop after so long, such as 90m or 2h; the same command goes on.", show_default=False),
+    ] = None,
+    workers: Annotated[int, typer.Option(help="Processes that train trials.", min=1, max=256)] = 1,
+    space: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--space",
+            help="An option that varies: key=low:high[:log|:step=N] or key=a,b,c, with ' when key=value'.",
+            show_default="[tune] of the recipe",
+        ),
+    ] = None,
+    objective: Annotated[
+        str | None,
+        typer.Option(
+            help="What is sought, comma-separated: gauc, auc, logloss, samples_per_second, memory, parameters.",
+            show_default="train.metric",
+        ),
+    ] = None,
+    sampler: Annotated[str, typer.Option(help="tpe, random, cmaes, gp or nsga2.")] = "tpe",
+    pruner: Annotated[str, typer.Option(help="median, halving, hyperband or none.")] = "median",
+    storage: Annotated[
+        str | None,
+        typer.Option(
+            help="Journal file, sqlite:///FILE or postgresql://… for several machines.", show_default="in --out"
+        ),
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Seed of the search.", min=0)] = 0,
+    json: Json = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Search for a better recipe: options and variants, judged on the validation samples."""
+
+    def work(console: Any) -> dict[str, Any]:
+        from lsm_cli.commands import tune as command
+
+        wanted = command.Wanted(trials, timeout, workers, objective, sampler, pruner, storage, seed)
+        return command.tune(console, recipe, data, out, overrides or [], space or [], wanted)
+
+    _run(work, json, quiet, debug)
+
+
+@app.command()
 def synth(
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the new logs.", show_default=False)],
     world: Annotated[str, typer.Option(help="Which world.")] = "base",

@@ -285,13 +285,31 @@ def load(name: str, overrides: Iterable[str] = ()) -> Recipe:
         InputError: one line per error, all of them.
     """
     file = find(name)
-    try:
-        raw = tomllib.loads(file.read_text())
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise InputError(f"{file}: not valid TOML: {error}") from None
+    raw = _read(file)
+    raw.pop("tune", None)  # a search space, which `lsm tune` reads
     raw.setdefault("name", file.stem)
     errors = [problem for text in overrides if (problem := _override(raw, text))]
     return parse(raw, str(file), errors)
+
+
+def tune_table(name: str) -> dict[str, Any]:
+    """The `[tune]` table of a recipe file: the search space that it suggests; empty if it has none.
+
+    Raises:
+        InputError: there is no such recipe, or `tune` is not a table.
+    """
+    file = find(name)
+    table = _read(file).get("tune", {})
+    if not isinstance(table, dict):
+        raise InputError(f"{file}: tune must be a table of key = spec, such as [tune] with model.dim = [8, 16]")
+    return table
+
+
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(file.read_text())
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"{file}: not valid TOML: {error}") from None
 
 
 def parse(raw: dict[str, Any], source: str, errors: Iterable[str] = ()) -> Recipe:

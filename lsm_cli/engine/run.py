@@ -25,6 +25,10 @@ from lsm_cli.errors import InputError, LsmError
 LOCK_SECONDS = 0.3  # who only looks whether a run is being written holds its lock for a moment
 
 
+class NotWrittenError(LsmError):
+    """A file of the run could not be written: the disk is full, or worse."""
+
+
 class RunFolder:
     """One run on disk; holds a lock while it is open for writing."""
 
@@ -199,7 +203,8 @@ class RunFolder:
             os.replace(temporary, self.path / name)
         except (OSError, SafetensorError, RuntimeError) as error:
             temporary.unlink(missing_ok=True)
-            raise LsmError(f"{self.path / name}: could not be written ({error}); free space, then --resume") from None
+            message = f"{self.path / name}: could not be written ({error}); free space, then --resume"
+            raise NotWrittenError(message) from None
 
     def append_ledger(self, line: dict[str, Any]) -> None:
         """One line per run beside the run folders; appended under a lock, as runs may end together."""

@@ -61,6 +61,7 @@ class Trainer:
         progress: who watches.
         stop: asked after every step; True saves the state and raises `InterruptedRunError`.
         model: goes on with this one instead of a fresh one.
+        watch: called after every validation with its line of metrics.jsonl; may raise to end the run there.
     """
 
     def __init__(
@@ -70,8 +71,10 @@ class Trainer:
         progress: Progress | None = None,
         stop: Callable[[], bool] = lambda: False,
         model: RankingModel | None = None,
+        watch: Callable[[dict[str, Any]], None] = lambda line: None,
     ) -> None:
         self.setup, self.run, self.progress, self.stop = setup, run, progress or Silent(), stop
+        self.watch = watch
         self.options = setup.recipe.train
         self.train = Feed(setup, "train")
         every = np.arange(len(self.train))
@@ -270,6 +273,7 @@ class Trainer:
         self.progress.note(f"loss {loss:.4f}  valid {self.options.metric} {abs(quality):.4f}")
         if self.options.patience and self.at.worse >= self.options.patience:
             self.at.finished = True
+        self.watch(line)
         self._save()
 
     def _epochs(self) -> float:

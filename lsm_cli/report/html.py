@@ -67,6 +67,11 @@ class Page:
         """Text as it is, folded away."""
         self.parts.append(f"<details><summary>{escape(title)}</summary><pre>{escape(text)}</pre></details>")
 
+    def figure(self, title: str, svg: str, caption: str = "") -> None:
+        """A drawing of its own, with what it shows."""
+        below = f"<p>{escape(caption)}</p>" if caption else ""
+        self.parts.append(f"<h2>{escape(title)}</h2>{svg}{below}")
+
     def lines(self, title: str, series: Mapping[str, Sequence[tuple[float, float]]]) -> None:
         """A line chart; each series is a sequence of (x, y)."""
         points = [point for line in series.values() for point in line]
