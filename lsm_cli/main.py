@@ -185,16 +185,45 @@ def evaluate(
     shuffle_history: Annotated[
         bool, typer.Option("--shuffle-history", help="Also score with other users' histories, as a control.")
     ] = False,
+    baseline: Annotated[
+        Path | None,
+        typer.Option(help="Run to compare with: differences with intervals, and what they are worth."),
+    ] = None,
+    ads_only: Annotated[
+        bool, typer.Option("--ads-only", help="Also score with behaviours in the candidates' domains only.")
+    ] = False,
+    drop_domain: Annotated[
+        list[str] | None, typer.Option(help="Also score without behaviours in this domain; may be repeated.")
+    ] = None,
+    replicates: Annotated[int, typer.Option(help="Bootstrap replicates.", min=200, max=1_000_000)] = 1000,
+    seed: Annotated[int, typer.Option(help="Seed of bootstrap and shuffling.", min=0)] = 0,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Folder of compare.html.", show_default="the run's")
+    ] = None,
+    shown: Annotated[int, typer.Option(help="GMV: candidates of a request that are shown (replay).", min=1)] = 1,
+    clip: Annotated[float, typer.Option(help="GMV: largest inverse propensity.", min=1)] = 100.0,
+    gmv_target: Annotated[
+        str | None, typer.Option(help="GMV: target that ranks.", show_default="the one that is paid for")
+    ] = None,
     json: Json = False,
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
-    """Test a run: AUC, GAUC, log loss and calibration, overall and by slice."""
+    """Test a run, overall and by slice; with --baseline: is it really better, where, and what is it worth."""
 
     def work(console: Any) -> dict[str, Any]:
-        from lsm_cli.commands import evaluation
+        from lsm_cli.commands import comparison, evaluation
 
-        return evaluation.eval_run(console, run, data, split, shuffle_history)
+        asked = comparison.Asked(
+            baseline, shuffle_history, ads_only, drop_domain or [], replicates, seed, out, shown, clip, gmv_target
+        )
+        if asked.compares:
+            return comparison.compare_runs(console, run, data, split, asked)
+        if out is not None:
+            raise InputError(
+                "--out is where the page of a comparison goes: add --baseline, --ads-only or --drop-domain"
+            )
+        return evaluation.eval_run(console, run, data, split, shuffle_history, seed)
 
     _run(work, json, quiet, debug)
 
@@ -298,6 +327,13 @@ def synth(
     impressions: Annotated[
         float | None, typer.Option(help="Mean impressions per user.", show_default="the world's", min=0)
     ] = None,
+    slate: Annotated[
+        int | None,
+        typer.Option(
+            help="Candidates of a request in the test days, of which a known policy shows one.",
+            show_default="no slates",
+        ),
+    ] = None,
     json: Json = False,
     quiet: Quiet = False,
     debug: Debug = False,
@@ -307,7 +343,33 @@ def synth(
     def work(console: Any) -> dict[str, Any]:
         from lsm_cli.commands import synth as command
 
-        return command.synth(console, out, world, users, seed, overwrite, behaviours, impressions)
+        return command.synth(console, out, world, users, seed, overwrite, behaviours, impressions, slate)
+
+    _run(work, json, quiet, debug)
+
+
+@app.command()
+def simulate(
+    run: Annotated[str, typer.Argument(help="Folder of a run, or random, popularity or truth.")],
+    baseline: Annotated[
+        str, typer.Option(help="The other: a run, or random, popularity or truth.", show_default=False)
+    ],
+    world_dir: Annotated[Path, typer.Option(help="World made by `lsm synth --slate K`.", show_default=False)],
+    data: Annotated[
+        Path | None, typer.Option("--data", help="Store built from the world.", show_default="the run's own")
+    ] = None,
+    replicates: Annotated[int, typer.Option(help="Bootstrap replicates.", min=200, max=1_000_000)] = 1000,
+    seed: Annotated[int, typer.Option(help="Seed of the users' luck and of the bootstrap.", min=0)] = 0,
+    json: Json = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Let two policies serve a synthetic world: who earns more, and did the log foretell it?"""
+
+    def work(console: Any) -> dict[str, Any]:
+        from lsm_cli.commands import simulate as command
+
+        return command.simulate(console, run, baseline, world_dir, data, replicates, seed)
 
     _run(work, json, quiet, debug)
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from lsm_cli.commands.comparison import show_calibration
 from lsm_cli.data.store import Store
+from lsm_cli.engine import slices
 from lsm_cli.engine.device import peak_memory
 from lsm_cli.engine.evaluate import evaluate
 from lsm_cli.engine.run import RunFolder
@@ -44,6 +46,7 @@ def eval_run(
     show(console, f"{recipe.name} on the {split} samples of {store.name}", found["targets"], result.get("shuffled"))
     for target, entry in found["targets"].items():
         show_slices(console, target, entry["slices"])
+        show_calibration(console, target, {recipe.name: entry})
     console.text(f"{count(found['samples_per_second'])} scored samples/s")
     if not shuffle_history:
         console.next(f"lsm eval {run_path} --shuffle-history")
@@ -73,9 +76,9 @@ def show(console: Console, title: str, targets: dict[str, Any], shuffled: dict[s
                 )
 
 
-def show_slices(console: Console, target: str, slices: dict[str, Any]) -> None:
-    for kind, groups in slices.items():
-        title = {"history": "behaviours before the request"}.get(kind, kind)
+def show_slices(console: Console, target: str, sliced: dict[str, Any]) -> None:
+    for kind, groups in sliced.items():
+        title = slices.title(kind)
         rows = [[name, *_cells(entry)] for name, entry in groups.items()]
         console.table(
             f"{target} by {title}", [title, "AUC", "GAUC", "log loss", "calibration", "samples", "positives"], rows

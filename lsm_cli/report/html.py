@@ -155,6 +155,11 @@ class Page:
         size = f'viewBox="0 0 {WIDTH} {HEIGHT}" width="{WIDTH}" height="{HEIGHT}"'
         self.parts.append(f'<h2>{escape(title)}</h2><svg {size} role="img">{"".join(drawn)}{label}</svg>')
 
+    def intervals(self, title: str, rows: Sequence[tuple[str, float, float, float]], unit: str = "") -> None:
+        """A point with its interval per name, (name, low, value, high), and a line at zero: what leaves it is told."""
+        if rows:
+            self.parts.append(f"<h2>{escape(title)}</h2>{_forest(rows, unit)}")
+
     def render(self) -> str:
         return (
             '<!doctype html><html lang="en"><head><meta charset="utf-8">'
@@ -169,6 +174,25 @@ def _cell(value: Any) -> str:
     text = "–" if value is None else str(value)
     kind = ' class="text"' if text[:1].isalpha() else ""
     return f"<td{kind}>{escape(text)}</td>"
+
+
+def _forest(rows: Sequence[tuple[str, float, float, float]], unit: str) -> str:
+    left, right, step = 240, 150, 26
+    low, high = min(0.0, *(row[1] for row in rows)), max(0.0, *(row[3] for row in rows))
+    scale = (WIDTH - left - right) / ((high - low) or 1.0)
+    size = f'viewBox="0 0 {WIDTH} {step * len(rows)}" width="{WIDTH}" height="{step * len(rows)}"'
+    zero = left - low * scale
+    drawn = [f'<line x1="{zero:.1f}" x2="{zero:.1f}" y1="0" y2="{step * len(rows)}" stroke="#98a2ae"/>']
+    for number, (name, below, value, above) in enumerate(rows):
+        y = step * number + step // 2
+        start, middle, end = (left + (x - low) * scale for x in (below, value, above))
+        colour = "#98a2ae" if below <= 0 <= above else COLOURS[2] if below > 0 else COLOURS[1]
+        drawn.append(f'<text x="{left - 12}" y="{y + 4}" text-anchor="end">{escape(name)}</text>')
+        drawn.append(f'<line x1="{start:.1f}" x2="{end:.1f}" y1="{y}" y2="{y}" stroke="{colour}" stroke-width="3"/>')
+        drawn.append(f'<circle cx="{middle:.1f}" cy="{y}" r="5" fill="{colour}"/>')
+        said = f"{value:+.4g}{escape(unit)}"
+        drawn.append(f'<text x="{WIDTH - right + 16}" y="{y + 4}">{said}</text>')
+    return f'<svg {size} role="img">{"".join(drawn)}</svg>'
 
 
 def _chart(series: Mapping[str, Sequence[tuple[float, float]]], points: Sequence[tuple[float, float]]) -> str:

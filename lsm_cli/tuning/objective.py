@@ -99,7 +99,7 @@ def _train(
     try:
         _reset_peak(setup.compute)
         try:
-            trainer = Trainer(setup, run, None, stop, watch)
+            trainer = Trainer(setup, run, None, stop, watch=watch)
         except InputError as error:
             shutil.rmtree(run.path, ignore_errors=True)
             return tuning.refuse(trial, str(error))
