@@ -97,6 +97,8 @@ class Trainer:
         if state is None:
             self._fit_scales()
             self.model.tower.start(self.rates())
+            if self.model.items is not None:
+                self.model.items.fill(self.setup.item_vectors())
             self.run.write_metrics([])
         else:
             self._restore(state)
