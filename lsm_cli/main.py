@@ -166,6 +166,11 @@ def evaluate(
     shuffle_history: Annotated[
         bool, typer.Option("--shuffle-history", help="Also score with other users' histories, as a control.")
     ] = False,
+    attention: Annotated[
+        bool,
+        typer.Option("--attention", help="Also show where attention goes; pictures in attention.html of the run."),
+    ] = False,
+    sample: Annotated[int, typer.Option(help="Samples on which attention is looked at.", min=1)] = 5000,
     json: Json = False,
     quiet: Quiet = False,
     debug: Debug = False,
@@ -175,7 +180,8 @@ def evaluate(
     def work(console: Any) -> dict[str, Any]:
         from lsm_cli.commands import evaluation
 
-        return evaluation.eval_run(console, run, data, split, shuffle_history)
+        looked_at = sample if attention else 0
+        return evaluation.eval_run(console, run, data, split, shuffle_history, attention=looked_at)
 
     _run(work, json, quiet, debug)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -28,17 +29,24 @@ def score(
     """Logits of samples `index`, in that order: float32 [n, targets]."""
     progress = progress or Silent()
     model.eval()
+    logits = []
+    for part in spans(feed, index):
+        batch = feed.batch(part, model)
+        with compute.autocast():
+            logits.append(model(batch, model.fetch(batch)).float())
+        progress.advance(len(part))
+    return torch.cat(logits).cpu().numpy() if logits else np.empty((0, 0), np.float32)
+
+
+def spans(feed: Feed, index: np.ndarray) -> Iterator[np.ndarray]:
+    """The samples `index` in pieces that make one batch each."""
     ends = np.cumsum(feed.lengths(index)) if len(index) else np.empty(0, np.int64)
-    logits, start = [], 0
+    start = 0
     while start < len(index):
         used = ends[start - 1] if start else 0
         stop = max(start + 1, min(start + SAMPLES, int(np.searchsorted(ends, used + BEHAVIOURS, side="right"))))
-        batch = feed.batch(index[start:stop], model)
-        with compute.autocast():
-            logits.append(model(batch, model.fetch(batch)).float())
-        progress.advance(stop - start)
+        yield index[start:stop]
         start = stop
-    return torch.cat(logits).cpu().numpy() if logits else np.empty((0, 0), np.float32)
 
 
 def validate(logits: np.ndarray, feed: Feed, index: np.ndarray, targets: list[str]) -> dict[str, Any]:
