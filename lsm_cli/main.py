@@ -185,6 +185,11 @@ def evaluate(
     shuffle_history: Annotated[
         bool, typer.Option("--shuffle-history", help="Also score with other users' histories, as a control.")
     ] = False,
+    attention: Annotated[
+        bool,
+        typer.Option("--attention", help="Also show where attention goes; pictures in attention.html of the run."),
+    ] = False,
+    sample: Annotated[int, typer.Option(help="Samples on which attention is looked at.", min=1)] = 5000,
     baseline: Annotated[
         Path | None,
         typer.Option(help="Run to compare with: differences with intervals, and what they are worth."),
@@ -218,12 +223,16 @@ def evaluate(
             baseline, shuffle_history, ads_only, drop_domain or [], replicates, seed, out, shown, clip, gmv_target
         )
         if asked.compares:
+            if attention:
+                raise InputError("--attention: shows one run by itself; leave out what compares (--baseline, …)")
             return comparison.compare_runs(console, run, data, split, asked)
         if out is not None:
             raise InputError(
                 "--out is where the page of a comparison goes: add --baseline, --ads-only or --drop-domain"
             )
-        return evaluation.eval_run(console, run, data, split, shuffle_history, seed)
+        return evaluation.eval_run(
+            console, run, data, split, shuffle_history, seed, attention=sample if attention else 0
+        )
 
     _run(work, json, quiet, debug)
 
