@@ -8,7 +8,7 @@ each vectorised over users; the part of the history that no label touches is sum
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -77,6 +77,23 @@ class Requests:
 
 
 @dataclass(frozen=True)
+class Slates:
+    """What the test days' requests could have shown, of which a known policy chose.
+
+    Attributes:
+        request: int [n], rows of the requests.
+        item: int [n, K], ads.
+        propensity: float [n, K], probability with which the policy shows each.
+        shown: int [n], which of the K it showed.
+    """
+
+    request: np.ndarray
+    item: np.ndarray
+    propensity: np.ndarray
+    shown: np.ndarray
+
+
+@dataclass(frozen=True)
 class Drawn:
     """A whole world. `visible` is the logit without history; `label`, `p` and `visible` are keyed by target."""
 
@@ -92,10 +109,16 @@ class Drawn:
     visible: dict[str, np.ndarray]
     intercept: dict[str, float]
     ad_effect: dict[str, np.ndarray]  # [ads] logit
+    price: np.ndarray  # [ads] money, of an order of average size
+    slates: Slates | None = None  # what else could have been shown
 
 
-def draw_world(world: World, users: int, seed: int) -> Drawn:
-    """Draw a world of `users` users; the same arguments give the same arrays."""
+def draw_world(world: World, users: int, seed: int, slate: int = 1) -> Drawn:
+    """Draw a world of `users` users; the same arguments give the same arrays.
+
+    Args:
+        slate: ads that every request of the test days could show; one of them is shown, by a policy that is known.
+    """
     part = iter(np.random.default_rng([seed, number]) for number in range(100))
     leaves = int(np.prod(world.branching))
     rng = next(part)
@@ -109,8 +132,12 @@ def draw_world(world: World, users: int, seed: int) -> Drawn:
     }
     events = _behaviours(world, users, catalogues, crowd, next(part))
     requests = _requests(world, users, catalogues["ad"], events, crowd, next(part))
+    slates = None
+    if slate > 1:
+        own = np.random.default_rng([seed, 300])
+        requests, slates = _choose(world, requests, catalogues["ad"], events, crowd, slate, own)
     effect = {target.name: _ad_effect(target, catalogues["ad"], brands, next(part)) for target in world.targets}
-    return _live(world, users, seed, catalogues, events, requests, effect, next(part))
+    return replace(_live(world, users, seed, catalogues, events, requests, effect, next(part)), slates=slates)
 
 
 def zipf(size: int, exponent: float) -> np.ndarray:
@@ -199,6 +226,22 @@ def _requests(
     size = len(user)
     time = rng.integers(world.first_request * DAY, world.days * DAY, size)
     time = time[np.lexsort((time, user))]
+    item = _aim(world, user, time, ads, events, crowd, rng)
+    scenario = rng.choice(3, size, p=[0.5, 0.2, 0.3])
+    return Requests(user, time, scenario, item, ads.brand[item], ads.leaf[item])
+
+
+def _aim(
+    world: World,
+    user: np.ndarray,
+    time: np.ndarray,
+    ads: Catalogue,
+    events: Events,
+    crowd: np.ndarray,
+    rng: np.random.Generator,
+) -> np.ndarray:
+    """An ad for each user and time: [n]."""
+    size = len(user)
     packed = events.user * CLOCK + events.time
     low = np.searchsorted(packed, user * CLOCK, side="left")
     seen = np.searchsorted(packed, user * CLOCK + time, side="left") - low
@@ -207,9 +250,32 @@ def _requests(
     follow = low + seen - 1 - (rng.random(size) * recent).astype(np.int64)
     aimed = (rng.random(size) < world.aimed) & (seen > 0)
     leaf = np.where(aimed, events.leaf[np.maximum(follow, 0)], rng.choice(len(crowd), size, p=crowd))
-    item = ads.draw(leaf, time, rng)
-    scenario = rng.choice(3, size, p=[0.5, 0.2, 0.3])
-    return Requests(user, time, scenario, item, ads.brand[item], ads.leaf[item])
+    return ads.draw(leaf, time, rng)
+
+
+def _choose(
+    world: World,
+    requests: Requests,
+    ads: Catalogue,
+    events: Events,
+    crowd: np.ndarray,
+    size: int,
+    rng: np.random.Generator,
+) -> tuple[Requests, Slates]:
+    """Give the test days' requests a slate, and let popularity choose from it with some luck.
+
+    The policy: a fifth of the time any of the slate, else in proportion to the ads' popularity.
+    """
+    rows = np.flatnonzero(requests.time >= world.test * DAY)
+    user, time = np.repeat(requests.user[rows], size - 1), np.repeat(requests.time[rows], size - 1)
+    others = _aim(world, user, time, ads, events, crowd, rng).reshape(len(rows), size - 1)
+    item = np.concatenate([requests.item[rows, None], others], 1)
+    propensity = 0.8 * ads.weight[item] / ads.weight[item].sum(1, keepdims=True) + 0.2 / size
+    shown = (propensity.cumsum(1) < rng.random((len(rows), 1))).sum(1).clip(max=size - 1)
+    chosen = requests.item.copy()
+    chosen[rows] = item[np.arange(len(rows)), shown]
+    changed = replace(requests, item=chosen, brand=ads.brand[chosen], leaf=ads.leaf[chosen])
+    return changed, Slates(rows, item, propensity, shown)
 
 
 def _ad_effect(target: Target, ads: Catalogue, brands: int, rng: np.random.Generator) -> np.ndarray:
@@ -312,7 +378,7 @@ def _live(
     price = rng.lognormal(3.5, 0.8, len(catalogues["ad"].leaf))
     basket = rng.lognormal(0.0, 0.2, size)
     value = np.where(label[world.paid], np.round(price[requests.item] * basket, 2), 0.0)
-    return Drawn(world, users, seed, catalogues, events, requests, value, label, p, visible, intercept, effect)
+    return Drawn(world, users, seed, catalogues, events, requests, value, label, p, visible, intercept, effect, price)
 
 
 def _rounds(user: np.ndarray) -> list[np.ndarray]:
@@ -351,3 +417,31 @@ def _intercept(logit: np.ndarray, rate: float) -> float:
 
 def sigmoid(x: np.ndarray) -> np.ndarray:
     return 1 / (1 + np.exp(-x))
+
+
+def candidates(drawn: Drawn) -> Requests:
+    """Every candidate of the slates as if it were shown: [n * K], slate by slate."""
+    slates, ads = drawn.slates, drawn.catalogues["ad"]
+    assert slates is not None
+    item, rows = slates.item.ravel(), drawn.requests.take(np.repeat(slates.request, slates.item.shape[1]))
+    return replace(rows, item=item, brand=ads.brand[item], leaf=ads.leaf[item])
+
+
+def chances(drawn: Drawn, shown: Requests, sums: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """True probability of every target for any requests, given their `history_sums`: {name: [requests]}."""
+    found = {}
+    for target in drawn.world.targets:
+        place = np.array(list(target.scenario.values()))[shown.scenario]
+        rest = place + drawn.ad_effect[target.name][shown.item] + drawn.intercept[target.name]
+        found[target.name] = sigmoid(rest + _history(target, sums[target.name]))
+    return found
+
+
+def trace(shown: Requests, wait: np.ndarray, action: str) -> Events:
+    """The ad behaviours that positive labels leave behind, `wait` seconds after their requests."""
+    return _trace(shown, wait, action)
+
+
+def rounds(user: np.ndarray) -> list[np.ndarray]:
+    """Rows of the first request of every user, of the second …; `user` is sorted."""
+    return _rounds(user)
