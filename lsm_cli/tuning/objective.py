@@ -53,8 +53,8 @@ def perform(tuning: Tuning, trial: Trial, store: Store, stop: Callable[[], bool]
             tuning.give_back(trial._trial_id)
         raise
     finally:
-        gc.collect()
-        if torch.cuda.is_available():
+        if torch.cuda.is_available():  # the next trial may need every byte
+            gc.collect()
             torch.cuda.empty_cache()
 
 
