@@ -29,15 +29,17 @@ KEYS = ("auc", "gauc", "logloss", "calibration")
 def run(
     store: Path, recipe: str, length: int, seed: int, threads: int, shuffled: bool, common: list[str]
 ) -> dict[str, Any]:
-    """Train one recipe and test it; metrics of the first target."""
+    """Train one recipe and test it; metrics of the first target, and of each where there are several."""
     with tempfile.TemporaryDirectory() as folder:
         out = f"{folder}/run"
         name, *overrides = recipe.split()
         train = ["train", "-r", name, "--data", store, "--out", out, "--seed", seed, "--json", "-q"]
         train += [f"model.max_len={length}", f"train.threads={threads}", *common, *overrides]
         value = call(train)
-        test = next(iter(value["test"].values()))
-        found = {key: test[key] for key in KEYS}
+        targets = {name: {key: test[key] for key in KEYS} for name, test in value["test"].items()}
+        found = dict(next(iter(targets.values())))
+        if len(targets) > 1:
+            found["targets"] = targets
         found |= {
             key: value[key]
             for key in ("samples_per_second", "scoring_samples_per_second", "peak_memory_bytes", "parameters", "steps")
@@ -59,20 +61,25 @@ def call(arguments: list[Any]) -> dict[str, Any]:
 def table(results: dict[str, Any]) -> str:
     """Mean (and spread) over seeds, in Markdown."""
     lines = [
-        "| recipe | length | AUC | GAUC | log loss | shuffled AUC | samples/s | peak memory |",
-        "|---|---|---|---|---|---|---|---|",
+        "| recipe | length | target | AUC | GAUC | log loss | shuffled AUC | parameters | samples/s | peak memory |",
+        "|---|---|---|---|---|---|---|---|---|---|",
     ]
+    metrics = ("auc", "gauc", "logloss")
     for key, entry in results.items():
         recipe, length = key.rsplit("@", 1)
         if "seeds" not in entry:
-            cells = [f"{entry[name]:.4f}" for name in ("auc", "gauc", "logloss")] + ["", "", ""]
-        else:
-            runs = list(entry["seeds"].values())
-            cells = [spread([one[name] for one in runs]) for name in ("auc", "gauc", "logloss")]
-            cells.append("".join(f"{one['shuffled']['auc']:.4f}" for one in runs if "shuffled" in one))
-            cells.append(f"{statistics.median(one['samples_per_second'] for one in runs):,.0f}")
-            cells.append(f"{max(one['peak_memory_bytes'] for one in runs) / 2**20:,.0f} MiB")
-        lines.append(f"| {recipe} | {length} | {' | '.join(cells)} |")
+            cells = [f"{entry[name]:.4f}" for name in metrics] + [""] * 4
+            lines.append(f"| {recipe} | {length} | | {' | '.join(cells)} |")
+            continue
+        runs = list(entry["seeds"].values())
+        cost = ["".join(f"{one['shuffled']['auc']:.4f}" for one in runs if "shuffled" in one)]
+        cost.append(f"{runs[0]['parameters']:,}")
+        cost.append(f"{statistics.median(one['samples_per_second'] for one in runs):,.0f}")
+        cost.append(f"{max(one['peak_memory_bytes'] for one in runs) / 2**20:,.0f} MiB")
+        for target in runs[0].get("targets", [""]):
+            each = [one["targets"][target] if target else one for one in runs]
+            cells = [spread([one[name] for one in each]) for name in metrics]
+            lines.append(f"| {recipe} | {length} | {target} | {' | '.join([*cells, *cost])} |")
     return "\n".join(lines)
 
 

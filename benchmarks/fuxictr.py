@@ -173,7 +173,7 @@ def run_lsm(path: Path, options: argparse.Namespace) -> dict[str, Any]:
         order = np.random.default_rng(0).permutation(len(trainer.train))
         started = clocks()
         for first in range(0, len(order), options.batch):
-            trainer.train.batch(order[first : first + options.batch])
+            trainer.train.batch(order[first : first + options.batch], trainer.model)
         alone = since(started)
         trainer.fit()
         return result(len(order), trainer.spent, alone, parameters(trainer.model))

@@ -49,7 +49,7 @@ def step(made: Trainer, order: np.ndarray, number: int) -> tuple[float, float, i
     """One batch and one update: (seconds, CPU seconds, distinct rows of the item table)."""
     size = made.options.batch_size
     started, worked = time.perf_counter(), time.process_time()
-    batch = made.train.batch(order[number * size : (number + 1) * size])
+    batch = made.train.batch(order[number * size : (number + 1) * size], made.model)
     made._step(batch)
     spent = time.perf_counter() - started, time.process_time() - worked
     return *spent, len(torch.unique(torch.cat([batch.history["item"], batch.target["item"]])))

@@ -10,7 +10,7 @@ import difflib
 import tomllib
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -18,6 +18,8 @@ from lsm_cli.errors import InputError
 
 BY_ATTENTION = ("soft", "eta", "sdim", "hybrid")  # searches that go by a model's attention
 ATTENTIVE = ("tin", "stacked_tin")  # readers that have one
+
+Width = Annotated[int, Field(ge=1, le=1 << 16)]
 
 
 class Options(BaseModel):
@@ -44,17 +46,40 @@ class ModelOptions(Options):
     attention_dim: int = Field(
         0, ge=0, le=1024, description="width per field of the attention's own embeddings (DARE); 0 = shared ones"
     )
+    heads: Literal["auto"] | list[list[str]] = Field(
+        [],
+        description="fields that each attention head sees (DSI-TIN), e.g. [['item'], ['category'], ['time']]; `auto` = "
+        "a head each for item-like fields, categories, places, actions and time; empty = one head that sees everything",
+    )
     layers: int = Field(2, ge=1, le=8, description="layers of the stacked interest network")
-    stack_output: Literal["found", "states"] = Field(
+    stack_output: Literal["found", "states", "last"] = Field(
         "found",
-        description="what the head sees of a stack: what each layer found, or its state, which holds the candidate",
+        description="what the head sees of a stack: what each layer found, every state, which holds the candidate, or "
+        "only the last",
+    )
+    stack_residual: Literal["norm", "gate"] = Field(
+        "norm", description="how a layer's finding joins the state: added and normed, or through a gate"
+    )
+    stack_feed_forward: int = Field(
+        0, ge=0, le=16, description="hidden width of a feed-forward network after each layer, in widths; 0 = none"
+    )
+    graph_dim: int = Field(
+        0, ge=0, le=1024, description="width of the item graph's vectors, a further field of the items; 0 = no graph"
+    )
+    graph_window: int = Field(
+        10, ge=1, le=1000, description="items that many behaviours apart, or fewer, are neighbours in the item graph"
     )
     temporal: list[Literal["interval", "rank"]] = Field(
         ["interval", "rank"], description="temporal encodings of a behaviour: time to the request, rank from it"
     )
+    time_tables: Literal["shared", "own", "residual"] = Field(
+        "shared",
+        description="temporal encodings of several targets: the same, own ones, or a residual of each on shared ones",
+    )
     intervals: int = Field(32, ge=2, le=512, description="log-spaced time-interval buckets, one second to two years")
     ranks: int = Field(32, ge=2, le=4096, description="log-spaced rank buckets")
     match_bias: bool = Field(True, description="learned attention bias where a behaviour shares the candidate's field")
+    action_bias: bool = Field(False, description="learned attention bias for each action of a behaviour")
     evidence: bool = Field(True, description="pooled match statistics beside the sequence in the head")
     evidence_from: Literal["read", "history"] = Field(
         "read", description="match statistics of the behaviours read, or of all before the request, by the index"
@@ -72,8 +97,14 @@ class ModelOptions(Options):
     cross: int = Field(2, ge=0, le=6, description="DCN-v2 cross layers on the head's whole input")
     cross_rank: int = Field(16, ge=1, le=1024, description="rank of the cross layers' weights")
     quiet: bool = Field(True, description="what the reader found starts with weight zero in the head")
-    hidden: list[int] = Field([128], description="widths of the shared tower", min_length=1, max_length=8)
-    attention_hidden: list[int] = Field([64], description="widths of DIN's attention network", min_length=1)
+    hidden: list[Width] = Field([128], description="widths of the shared tower", min_length=1, max_length=8)
+    target_hidden: list[Width] = Field(
+        [], description="widths of a tower of each target's own on what is shared; empty = a linear head", max_length=8
+    )
+    experts: int = Field(
+        0, ge=0, le=64, description="experts in place of the shared hidden layers, a gate per target (MMoE); 0 = none"
+    )
+    attention_hidden: list[Width] = Field([64], description="widths of DIN's attention network", min_length=1)
     dropout: float = Field(0.0, ge=0, lt=1, description="dropout in the tower")
 
 
@@ -142,6 +173,35 @@ class TrainOptions(Options):
     seed: int = Field(0, ge=0, description="seed of initialisation, order and dropout")
     weights: dict[str, float] = Field({}, description="loss weight per target; 1 where not named")
     tensorboard: bool = Field(False, description="also write TensorBoard event files (extra `tensorboard`)")
+    track: list[Literal["tensorboard", "mlflow"]] = Field(
+        [], description="trackers beside metrics.jsonl (extras of these names); MLflow goes to MLFLOW_TRACKING_URI"
+    )
+
+
+class EngineOptions(Options):
+    """How the work is done. Results are the same within rounding; `lsm profile --ablate` says what each is worth."""
+
+    kernels: Literal["auto", "compiled", "eager"] = Field(
+        "auto",
+        description="attention over histories: compiled = fused gathers and sums, eager = written out behaviour by "
+        "behaviour, auto = compiled, and matrix products for tables of few rows",
+    )
+    sparse_rows: bool = Field(
+        True, description="read and update only the embedding rows of a step, instead of whole tables (Adagrad only)"
+    )
+    memory_pool: bool = Field(
+        True, description="keep freed memory for the next step: glibc's heap on the CPU, expandable segments on a GPU"
+    )
+    share_histories: bool = Field(
+        True, description="soft search: a history that several candidates read is embedded and scored once"
+    )
+    search_index: bool = Field(True, description="hard search: by the store's index where it has one, else by scanning")
+    prefetch: int = Field(
+        0, ge=0, le=64, description="batches that a thread assembles ahead; 0 = in line; a soft search is in line"
+    )
+    token_budget: int = Field(
+        0, ge=0, le=1 << 40, description="behaviours per step at most, instead of train.batch_size samples; 0 = off"
+    )
 
 
 class Recipe(Options):
@@ -151,13 +211,22 @@ class Recipe(Options):
     search: SearchOptions = SearchOptions()
     model: ModelOptions = ModelOptions()
     train: TrainOptions = TrainOptions()
+    engine: EngineOptions = EngineOptions()
 
     @model_validator(mode="after")
     def _consistent(self) -> Recipe:
         if self.train.precision == "fp16" and self.train.device == "cpu":
             raise ValueError("train.precision: fp16 needs a GPU; use bf16 or fp32 on the CPU")
+        if not self.engine.sparse_rows and self.train.table_optimizer != "adagrad":
+            raise ValueError(
+                "engine.sparse_rows: only Adagrad leaves rows without gradient alone; set train.table_optimizer=adagrad"
+            )
         if self.model.attention_dim and self.model.sequence not in ATTENTIVE:
             raise ValueError("model.attention_dim: only tin and stacked_tin have an attention to decouple; set it to 0")
+        if self.model.heads and self.model.sequence not in ATTENTIVE:
+            raise ValueError("model.heads: only tin and stacked_tin have attention heads; leave it empty")
+        if self.model.action_bias and self.model.sequence in ("none", "mean"):
+            raise ValueError(f"model.action_bias: {self.model.sequence} has no attention to add to; set it to false")
         if self.search.method in BY_ATTENTION and self.model.sequence not in ATTENTIVE:
             raise ValueError(
                 f"search.method: {self.search.method} goes by the attention of tin or stacked_tin; set model.sequence"
@@ -176,6 +245,7 @@ SECTIONS: dict[str, type[Options]] = {
     "search": SearchOptions,
     "model": ModelOptions,
     "train": TrainOptions,
+    "engine": EngineOptions,
 }
 KEYS = [
     f"{section}.{info.alias or key}"
@@ -224,13 +294,31 @@ def load(name: str, overrides: Iterable[str] = ()) -> Recipe:
         InputError: one line per error, all of them.
     """
     file = find(name)
-    try:
-        raw = tomllib.loads(file.read_text())
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise InputError(f"{file}: not valid TOML: {error}") from None
+    raw = _read(file)
+    raw.pop("tune", None)  # a search space, which `lsm tune` reads
     raw.setdefault("name", file.stem)
     errors = [problem for text in overrides if (problem := _override(raw, text))]
     return parse(raw, str(file), errors)
+
+
+def tune_table(name: str) -> dict[str, Any]:
+    """The `[tune]` table of a recipe file: the search space that it suggests; empty if it has none.
+
+    Raises:
+        InputError: there is no such recipe, or `tune` is not a table.
+    """
+    file = find(name)
+    table = _read(file).get("tune", {})
+    if not isinstance(table, dict):
+        raise InputError(f"{file}: tune must be a table of key = spec, such as [tune] with model.dim = [8, 16]")
+    return table
+
+
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(file.read_text())
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"{file}: not valid TOML: {error}") from None
 
 
 def parse(raw: dict[str, Any], source: str, errors: Iterable[str] = ()) -> Recipe:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Generator, Iterable, Iterator
+from contextlib import closing
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
-from lsm_cli.engine import metrics
+from lsm_cli.engine import certainty, metrics, trace
 from lsm_cli.engine.calibration import curve
 from lsm_cli.engine.device import Compute
 from lsm_cli.engine.feed import Feed
@@ -27,18 +30,44 @@ def score(
 ) -> np.ndarray:
     """Logits of samples `index`, in that order: float32 [n, targets]."""
     progress = progress or Silent()
-    model.eval()
+    groups, logits = list(scoring_batches(feed, index)), list[Tensor]()
+    for found in scores(model, feed, compute, groups):
+        progress.advance(len(groups[len(logits)]))
+        logits.append(found)
+    return torch.cat(logits).cpu().numpy() if logits else np.empty((0, 0), np.float32)
+
+
+def scoring_batches(feed: Feed, index: np.ndarray) -> Iterator[np.ndarray]:
+    """Samples `index` in groups of bounded size."""
     ends = np.cumsum(feed.lengths(index)) if len(index) else np.empty(0, np.int64)
-    logits, start = [], 0
+    start = 0
     while start < len(index):
         used = ends[start - 1] if start else 0
         stop = max(start + 1, min(start + SAMPLES, int(np.searchsorted(ends, used + BEHAVIOURS, side="right"))))
-        batch = feed.batch(index[start:stop], model)
-        with compute.autocast():
-            logits.append(model(batch, model.fetch(batch)).float())
-        progress.advance(stop - start)
+        yield index[start:stop]
         start = stop
-    return torch.cat(logits).cpu().numpy() if logits else np.empty((0, 0), np.float32)
+
+
+@torch.no_grad()
+def scores(
+    model: RankingModel, feed: Feed, compute: Compute, groups: Iterable[np.ndarray]
+) -> Generator[Tensor, None, None]:
+    """Logits of each group of samples, float32 [n, targets], on the device; scoring and profiling alike."""
+    model.eval()
+    with closing(feed.batches(groups, model)) as made:
+        while True:
+            with trace.part(trace.DATA):
+                batch = next(made, None)
+            if batch is None:
+                return
+            with trace.part(trace.FETCH):
+                rows = model.fetch(batch)
+            with trace.part(trace.NUMBERS), compute.autocast():
+                logits = model(batch, rows)
+            with trace.part(trace.LOSS):
+                found = logits.float()
+            del batch, rows
+            yield found
 
 
 def validate(logits: np.ndarray, feed: Feed, index: np.ndarray, targets: list[str]) -> dict[str, Any]:
@@ -58,8 +87,9 @@ def evaluate(
     """Score a whole split.
 
     Returns:
-        {target: {auc, gauc, logloss, calibration, n, positives, calibration_curve, slices: {kind: {name: …}},
-        truth: {auc, gauc, logloss} where the world's own probabilities are known}, "samples_per_second"}.
+        {"targets": {target: {auc, gauc, logloss, calibration, n, positives, error: {auc, gauc, logloss}, standard
+        errors, calibration_curve, slices: {kind: {name: …}}, truth: {auc, gauc, logloss} where the world's own
+        probabilities are known}}, "samples_per_second"}.
     """
     feed = Feed(setup, split, shuffle_seed)
     index = np.arange(len(feed))
@@ -76,6 +106,7 @@ def evaluate(
         label = np.asarray(samples.column(f"label.{target}"))
         seen = label >= 0
         entry: dict[str, Any] = metrics.summary(label[seen], logits[seen, column], user[seen])
+        entry["error"] = certainty.errors(label[seen], logits[seen, column], user[seen])
         entry["calibration_curve"] = curve(label[seen], logits[seen, column])
         entry["slices"] = {
             kind: {

@@ -59,7 +59,7 @@ class Judge:
         own = own.model_copy(update={"train": own.train.model_copy(update=where)})
         setup = Setup.of(own, store)
         model = setup.model()
-        model.load_state_dict(run.load_weights(), strict=False)
+        run.fill(model)
         return cls(setup, model.eval())
 
 
@@ -263,7 +263,7 @@ def _choice(model: RankingModel, everything: Batch, k: int) -> tuple[np.ndarray,
         row, rank by weight from 1, and position within the sample's reach: int64 [n] each.
     """
     keys, query = model.keys(everything)
-    scores = keys.logits(query).float()
+    scores = keys.combined(query).float()
     best = soft.top_k(scores, Segments(everything.offsets, everything.behaviours), k)
     score = scores.index_select(0, best[1]).cpu().numpy()
     offsets, place = (part.cpu().numpy() for part in best)

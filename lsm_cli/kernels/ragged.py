@@ -31,6 +31,15 @@ from torch import Tensor
 warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")  # torch says so once a process
 
 
+_preferred = "auto"
+
+
+def prefer(kernels: str) -> None:
+    """What this process uses from now on: `auto`, `compiled` (`small` only where it must) or `eager` (reference)."""
+    global _preferred
+    _preferred = kernels
+
+
 class Segments:
     """Which behaviour belongs to which sample: offsets int64 [B + 1], sample b owns offsets[b]:offsets[b + 1]."""
 
@@ -79,7 +88,10 @@ class Occurrences:
 
 def _choose(rows: int, segments: Segments, ids: Tensor) -> str:
     """`small` where [B, R] is no larger than a few times the batch; the sampled product also needs N <= B R."""
-    if rows * segments.size <= 4 * segments.total + 1024:
+    if _preferred == "eager":
+        return "reference"
+    few = segments.total - 1 if _preferred == "compiled" else 4 * segments.total + 1024
+    if rows * segments.size <= few:
         return "small"
     return "reference" if ids.is_cuda else "compiled"
 
@@ -168,7 +180,7 @@ class _Take(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> Any:
         at = ctx.at
         out = grad.new_zeros(at.rows, grad.shape[1])
-        if grad.is_cuda:
+        if grad.is_cuda or at.method == "reference":
             return out.index_add_(0, at.ids, grad), None
         present, starts, order = at.grouped
         return out.index_copy_(0, present, F.embedding_bag(order, grad.contiguous(), starts, mode="sum")), None
@@ -200,20 +212,21 @@ def _exact(tensor: Tensor) -> Any:
     return torch.autocast(tensor.device.type, enabled=False)
 
 
-def _full(tensor: Tensor) -> Tensor:
+def full(tensor: Tensor) -> Tensor:
+    """At least float32: what comes out of a dense layer may be narrower."""
     return tensor if tensor.dtype == torch.float64 else tensor.float()
 
 
 def dot(table: Tensor, query: Tensor, at: Occurrences) -> Tensor:
     """⟨T[id_i], q[row_i]⟩ for every behaviour: table [R, d], query [B, d] -> [N]."""
     with _exact(table):
-        return _Dot.apply(_full(table), _full(query), at)
+        return _Dot.apply(full(table), full(query), at)
 
 
 def pool(table: Tensor, weight: Tensor, at: Occurrences) -> Tensor:
     """Σ_{i of b} w_i T[id_i] for every sample: table [R, d], weight [N] -> [B, d]; zero for an empty history."""
     with _exact(table):
-        return _Pool.apply(_full(table), _full(weight), at)
+        return _Pool.apply(full(table), full(weight), at)
 
 
 def take(table: Tensor, at: Occurrences) -> Tensor:
@@ -224,7 +237,7 @@ def take(table: Tensor, at: Occurrences) -> Tensor:
 def softmax(logits: Tensor, segments: Segments) -> Tensor:
     """Softmax over the behaviours of each sample: [N] -> [N]."""
     with _exact(logits):
-        return _Softmax.apply(_full(logits), segments)
+        return _Softmax.apply(full(logits), segments)
 
 
 def segment_sum(values: Tensor, segments: Segments) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -12,6 +12,7 @@ from torch import Tensor
 
 from lsm_cli.kernels import ragged
 from lsm_cli.kernels.ragged import Occurrences, Segments
+from lsm_cli.models.heads import Head
 from lsm_cli.search.soft import Request
 
 NARROW = 8  # torch's sampled product takes seven times as long for narrower rows
@@ -32,15 +33,17 @@ class History:
     Attributes:
         fields: side information; their rows stand side by side and fill the width.
         added: temporal encodings; each spans the whole width and is added.
-        bias: [N], added to every attention logit; None = 0.
+        heads: what attention looks at; none where it is nobody's keys.
         keys: the representation that attention goes by, where it has one of its own (DARE); None = this one.
+        watched: where every attention leaves its weights, a list of [N] for the heads; None = nowhere.
     """
 
     segments: Segments
     fields: list[Part]
     added: list[Part]
-    bias: Tensor | None = None
+    heads: list[Head]
     keys: History | None = None
+    watched: list[list[Tensor]] | None = None
 
     @property
     def width(self) -> int:
@@ -48,28 +51,42 @@ class History:
 
     def scores(self, query: Tensor, added: bool = True) -> Tensor:
         """⟨ẽ_i, query[row_i]⟩, or ⟨e_i, query[row_i]⟩ without what is added: query [B, width] -> [N]."""
-        slices = query.split([part.table.shape[1] for part in self.fields], 1)
-        terms = [ragged.dot(*_padded(part, piece), part.at) for part, piece in zip(self.fields, slices, strict=True)]
-        terms += [ragged.dot(part.table, query, part.at) for part in self.added if added]
-        total = terms[0]
-        for term in terms[1:]:
-            total = total + term
-        return total
+        return _total(self._by_field(query, range(len(self.fields))) + (self._by_time(query) if added else []))
 
-    def logits(self, query: Tensor) -> Tensor:
-        """⟨ẽ_i, query⟩ / √width + bias_i, in the space of the attention: query [B, width] -> [N]."""
-        if self.keys is not None:
-            return self.keys.logits(query)
-        logits = self.scores(query) / self.width**0.5
-        return logits if self.bias is None else logits + self.bias
+    def logits(self, query: Tensor) -> list[Tensor]:
+        """Head by head ⟨ẽ_i, query⟩ / √width + bias_i, over its fields: query [B, width] -> [N] each."""
+        seen = sorted({place for head in self.heads for place in head.fields})
+        terms = dict(zip(seen, self._by_field(query, seen), strict=True))
+        found = []
+        for head in self.heads:
+            logits = _total([terms[place] for place in head.fields] + self._by_time(head.asks(query)))
+            logits = logits / head.width**0.5
+            found.append(logits if head.bias is None else logits + head.bias)
+        return found
+
+    def combined(self, query: Tensor) -> Tensor:
+        """The mean of all heads' logits, by which to search: query [B, width] -> [N]."""
+        if len(self.heads) == 1:
+            return self.logits(query)[0]
+        for_fields, for_time = combined_queries(self.heads, query)
+        total = _total(self._by_field(for_fields, range(len(self.fields))) + self._by_time(for_time))
+        biases = [head.bias for head in self.heads if head.bias is not None]
+        return total + _total(biases) / len(self.heads) if biases else total
 
     def compare(self, near: Callable[[Tensor, Tensor], Tensor], ours: Tensor, wanted: Tensor) -> Tensor:
         """near(ours[i], wanted[row_i]), elementwise: codes of the behaviours [N, …] and candidates [B, …] -> [N]."""
         return near(ours, wanted.index_select(0, self.segments.row))
 
-    def attend(self, query: Tensor) -> Tensor:
-        """Softmax of the logits within each sample: query [B, width of the attention] -> [N]."""
-        return ragged.softmax(self.logits(query), self.segments)
+    def attend(self, query: Tensor) -> list[Tensor]:
+        """Softmax of every head's logits within each sample: query [B, width of the attention] -> [N] each."""
+        weights = [ragged.softmax(logits, self.segments) for logits in (self.keys or self).logits(query)]
+        if self.watched is not None:
+            self.watched.append(weights)
+        return weights
+
+    def read(self, query: Tensor) -> Tensor:
+        """What the heads find, side by side: query [B, width of the attention] -> [B, heads * width]."""
+        return torch.cat([self.pool(weight) for weight in self.attend(query)], 1)
 
     def pool(self, weight: Tensor) -> Tensor:
         """Σ_i weight_i ẽ_i per sample: [N] -> [B, width]; zero for an empty history."""
@@ -84,6 +101,28 @@ class History:
         for part in self.added:
             written = written + ragged.take(part.table, part.at)
         return written
+
+    def _by_field(self, query: Tensor, places: Iterable[int]) -> list[Tensor]:
+        slices = query.split([part.table.shape[1] for part in self.fields], 1)
+        return [ragged.dot(*_padded(self.fields[at], slices[at]), self.fields[at].at) for at in places]
+
+    def _by_time(self, query: Tensor) -> list[Tensor]:
+        return [ragged.dot(part.table, query, part.at) for part in self.added]
+
+
+def combined_queries(heads: list[Head], query: Tensor) -> tuple[Tensor, Tensor]:
+    """What side information and time are to be compared with, so that their scores are the mean of all heads' logits
+    without the biases: query [B, width] -> [B, width] both."""
+    asked = [head.asks(query) / (head.width**0.5 * len(heads)) for head in heads]
+    with_fields = [part for part, head in zip(asked, heads, strict=True) if head.fields]
+    return _total(with_fields) if with_fields else torch.zeros_like(query), _total(asked)
+
+
+def _total(terms: list[Tensor]) -> Tensor:
+    total = terms[0]
+    for term in terms[1:]:
+        total = total + term
+    return total
 
 
 def _padded(part: Part, query: Tensor) -> tuple[Tensor, Tensor]:
@@ -100,7 +139,7 @@ class Match:
 
     Attributes:
         ids: int [M], of the behaviours; wanted: int [B], of the candidates, -1 = matches nothing.
-        weight: scalar.
+        weight: scalar, in the mean over the heads.
     """
 
     ids: Tensor
@@ -119,25 +158,29 @@ class SharedHistory:
         keys: the histories, M behaviours; what is added to them occurs in what the requests see, request by request.
         matches: what makes the bias of the logits.
         requests: in order of their candidates; N is the sum over them of candidates times behaviours.
+        extra: [M], what else is added to the logits of the behaviours, whatever the candidate; None = nothing.
     """
 
     keys: History
     matches: list[Match]
     requests: list[Request]
+    extra: Tensor | None = None
 
     @torch.no_grad()
     def scores(self, query: Tensor, added: bool = True) -> Tensor:
         """⟨ẽ_i, query⟩, or ⟨e_i, query⟩ without what is added: query [B, width] -> [N], candidate by candidate."""
-        return self._score(query, self.keys.added if added else [], [])
+        return self._score(query, query if added else None, [], None)
 
     @torch.no_grad()
-    def logits(self, query: Tensor) -> Tensor:
-        """⟨ẽ_i, query⟩ / √width + bias_i: query [B, width] -> [N], candidate by candidate."""
-        return self._score(query / self.keys.width**0.5, self.keys.added, self.matches)
+    def combined(self, query: Tensor) -> Tensor:
+        """The mean of all heads' logits, see `History.combined`: query [B, width] -> [N], candidate by candidate."""
+        return self._score(*combined_queries(self.keys.heads, query), self.matches, self.extra)
 
-    def _score(self, query: Tensor, added: list[Part], matches: list[Match]) -> Tensor:
+    def _score(self, query: Tensor, for_time: Tensor | None, matches: list[Match], extra: Tensor | None) -> Tensor:
         table, rows = self.rows
-        buckets = [(query @ part.table.float().t(), part.at.ids) for part in added]
+        buckets = []
+        if for_time is not None:
+            buckets = [(for_time @ part.table.float().t(), part.at.ids) for part in self.keys.added]
         weights = [float(match.weight) for match in matches]
         own = slice(0, 0)
         keys = query.new_empty(0, query.shape[1])
@@ -155,6 +198,8 @@ class SharedHistory:
             for match, weight in zip(matches, weights, strict=True):
                 torch.eq(match.ids[seen], match.wanted[asked].unsqueeze(1), out=equal)
                 out.add_(equal, alpha=weight)
+            if extra is not None:
+                out += extra[seen]
 
         return self.blocks(block, query)
 

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lsm_cli.kernels.ragged import full
 from lsm_cli.models.history import History
 
 
@@ -76,22 +77,25 @@ class DIN(nn.Module):
             pair = torch.cat([behaviour, behaviour * candidate.index_select(0, row)], 1)
             hidden = F.linear(pair, torch.cat([key + difference, product], 1)) + per_sample
         weight = self.rest(hidden).squeeze(1).float()
-        return history.pool(weight if history.bias is None else weight * torch.exp(history.bias))
+        bias = history.heads[0].bias
+        return history.pool(weight if bias is None else weight * torch.exp(bias))
 
 
 class TIN(nn.Module):
     """Temporal Interest Network (Zhou et al., WWW'24, arXiv 2308.08487, §3): u = (Σ_i α_i ẽ_i) ⊙ ṽ.
 
     α_i = softmax_i(⟨ẽ_i, ṽ⟩ / √width + match bias): target-aware in the attention and in the representation. With
-    decoupled attention α goes by embeddings of its own (DARE, ICLR'25, arXiv 2410.02604, §3).
+    decoupled attention α goes by embeddings of its own (DARE, ICLR'25, arXiv 2410.02604, §3); with several heads each
+    has its own α, and what they find stands side by side (DSI-TIN, arXiv 2510.21714).
     """
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, heads: int = 1) -> None:
         super().__init__()
-        self.out = width
+        self.heads = heads
+        self.out = width * heads
 
     def forward(self, history: History, candidate: Tensor, query: Tensor) -> Tensor:
-        return history.pool(history.attend(query)) * candidate
+        return history.read(query) * candidate.repeat(1, self.heads)
 
 
 def _groups(values: Tensor, weight: Tensor) -> bool:
@@ -103,33 +107,73 @@ def _groups(values: Tensor, weight: Tensor) -> bool:
 class StackedTIN(nn.Module):
     """Stacked TIN (Tencent, arXiv 2510.21714): layer l carries interactions of order l + 1.
 
-    u⁰ = ṽ;  f^l = Σ_i α_i^l (ẽ_i ⊙ u^{l-1}),  α^l under the query u^{l-1};  u^l = LayerNorm(u^{l-1} + W_l f^l).
+    u⁰ = ṽ;  f^l = Σ_i α_i^l (ẽ_i ⊙ u^{l-1}) of every head,  α^l under the query u^{l-1};  u^l as `Step` has it.
 
-    The head sees `states` u¹ … u^L as the paper has it, or only what each layer `found`, f¹ … f^L (one layer is then
-    TIN): u^l carries ṽ itself along, by which the head learns single items by heart. With decoupled attention the query
-    of layer l is that of the first layer plus A_l u^{l-1}.
+    The head of the model sees the `states` u¹ … u^L as the paper has it, the `last` of them, or only what each layer
+    `found`, f¹ … f^L (one layer is then TIN): u^l carries ṽ itself along, by which the head learns single items by
+    heart. With decoupled attention the query of layer l is that of the first layer plus A_l u^{l-1}.
 
     Args:
+        output: `found`, `states` or `last`.
+        residual: `norm` or `gate`, see `Step`.
+        feed_forward: hidden width of the feed-forward network after each step, as a multiple of the width; 0 = none.
         attention: width of the attention's own space; 0 = it is the representation's.
+        heads: of the attention.
     """
 
-    def __init__(self, width: int, layers: int, output: str, attention: int = 0) -> None:
+    def __init__(
+        self,
+        width: int,
+        layers: int,
+        output: str = "found",
+        residual: str = "norm",
+        feed_forward: int = 0,
+        attention: int = 0,
+        heads: int = 1,
+    ) -> None:
         super().__init__()
-        self.out = width * layers
-        self.output = output
-        mixed = layers if output == "states" else layers - 1
-        self.mix = nn.ModuleList(nn.Linear(width, width, bias=False) for _ in range(mixed))
-        self.norm = nn.ModuleList(nn.LayerNorm(width) for _ in range(mixed))
+        self.layers, self.output, self.heads = layers, output, heads
+        self.out = {"found": width * heads * layers, "states": width * layers, "last": width}[output]
+        steps = layers - 1 if output == "found" else layers
+        self.steps = nn.ModuleList(Step(width, width * heads, residual, feed_forward) for _ in range(steps))
         self.ask = nn.ModuleList(nn.Linear(width, attention, bias=False) for _ in range(layers - 1 if attention else 0))
-        self.layers = layers
 
     def forward(self, history: History, candidate: Tensor, query: Tensor) -> Tensor:
-        state, first, outputs = candidate, query, []
+        state, first, found, states = candidate, query, [], []
         for layer in range(self.layers):
             if layer:
-                query = (first + self.ask[layer - 1](state)).float() if self.ask else state
-            found = history.pool(history.attend(query)) * state
-            if layer < len(self.mix):
-                state = self.norm[layer](state + self.mix[layer](found)).float()
-            outputs.append(state if self.output == "states" else found)
-        return torch.cat(outputs, 1)
+                query = full(first + self.ask[layer - 1](state)) if self.ask else state
+            found.append(history.read(query) * state.repeat(1, self.heads))
+            if layer < len(self.steps):
+                state = full(self.steps[layer](state, found[-1]))
+                states.append(state)
+        return torch.cat({"found": found, "states": states, "last": states[-1:]}[self.output], 1)
+
+
+class Step(nn.Module):
+    """From u^{l-1} and what was found under it to u^l: [B, width], [B, found] -> [B, width].
+
+    norm: LayerNorm(u + W f), the paper's;  gate: u + σ(G [u, f]) ⊙ W f, which a layer of no use can close. Then, if
+    asked for, u + F(u) with a feed-forward network F of one hidden layer, normed the same way.
+    """
+
+    def __init__(self, width: int, found: int, residual: str, feed_forward: int) -> None:
+        super().__init__()
+        self.mix = nn.Linear(found, width, bias=False)
+        self.norm = nn.LayerNorm(width) if residual == "norm" else None
+        self.gate = nn.Linear(width + found, width) if residual == "gate" else None
+        hidden = width * feed_forward
+        self.network = (
+            nn.Sequential(nn.LayerNorm(width), nn.Linear(width, hidden), nn.ReLU(), nn.Linear(hidden, width))
+            if hidden
+            else None
+        )
+
+    def forward(self, state: Tensor, found: Tensor) -> Tensor:
+        step = self.mix(found)
+        if self.gate is not None:
+            step = torch.sigmoid(self.gate(torch.cat([state, found], 1))) * step
+        state = state + step
+        if self.norm is not None:
+            state = self.norm(state)
+        return state if self.network is None else state + self.network(state)

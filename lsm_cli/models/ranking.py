@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import cast
 
 import numpy as np
@@ -11,7 +12,10 @@ from torch import Tensor, nn
 from lsm_cli.data.batches import Batch
 from lsm_cli.data.store import Field
 from lsm_cli.kernels.ragged import Segments
-from lsm_cli.models.evidence import Evidence, MatchBias, match_mask, wanted
+from lsm_cli.models import heads
+from lsm_cli.models.evidence import ActionBias, Evidence, match_mask, wanted
+from lsm_cli.models.graph import ItemVectors, with_graph
+from lsm_cli.models.heads import Heads
 from lsm_cli.models.history import History, Match, SharedHistory
 from lsm_cli.models.interest import DIN, TIN, MeanPool, StackedTIN
 from lsm_cli.models.numeric import Numeric
@@ -48,18 +52,35 @@ class RankingModel(nn.Module):
         options, train = recipe.model, recipe.train
         torch.manual_seed(train.seed)
         reads = options.sequence != "none" and options.max_len > 0
-        self.space = Space(recipe, fields, category_rows, options.dim, reads, train.seed)
+        attentive = reads and options.sequence != "mean"
+        seen = [field for field in fields if field.in_history]
+        visible = with_graph(seen, options.graph_dim)
+        self.items = ItemVectors(visible[-1].rows, options.graph_dim) if options.graph_dim else None
+        groups = heads.groups(options.heads, visible, bool(options.temporal)) if attentive else None
+        decoupled = attentive and options.attention_dim > 0
+        self.space = Space(
+            recipe, fields, category_rows, options.dim, reads, train.seed, targets, None if decoupled else groups,
+            self.items,
+        )  # fmt: skip
         shared = [field.name for field in fields if field.in_history and field.in_sample]
         self.shared = shared if reads or (options.evidence and options.max_len > 0) else []
         self.attention: Space | None = None
-        if reads and options.attention_dim:
-            seen = [field for field in fields if field.in_history]
-            self.attention = Space(recipe, seen, category_rows, options.attention_dim, True, train.seed + 104_729)
+        if decoupled:
+            seed = train.seed + 104_729
+            self.attention = Space(
+                recipe, seen, category_rows, options.attention_dim, True, seed, targets, groups, self.items
+            )
         self.spaces = [self.space] if self.attention is None else [self.space, self.attention]
         self.reader = (
-            _reader(recipe, self.space.width, self.attention.width if self.attention else 0) if reads else None
+            _reader(recipe, self.space.width, self.attention.width if self.attention else 0, len(groups or [[]]))
+            if reads
+            else None
         )
-        self.bias = MatchBias(shared) if reads and options.match_bias and options.sequence != "mean" else None
+        self.matching = attentive and options.match_bias
+        rows = {field.name: field.rows for field in seen}
+        self.actions = ActionBias(rows["action"]) if attentive and options.action_bias else None
+        own_times = options.time_tables != "shared" and self.space.temporal is not None
+        self.readings: list[int | None] = list(range(targets)) if own_times and targets > 1 else [None]
         reads_evidence = options.evidence and bool(self.shared) and not matches
         self.evidence = Evidence(shared, options.half_lives, options.windows) if reads_evidence else None
         self.use_statistics = recipe.data.statistics and statistics > 0
@@ -75,10 +96,7 @@ class RankingModel(nn.Module):
         features += options.dim * len(self.space.candidate) if options.candidate else 0
         read = cast(int, self.reader.out) if self.reader is not None else 0
         self.feed_candidate = options.candidate
-        self.tower = Tower(
-            features + read, options.cross, options.cross_rank, options.hidden, targets, options.dropout,
-            quiet=read if options.quiet else 0,
-        )  # fmt: skip
+        self.tower = Tower(features, read, options, targets)
 
     def fetch(self, batch: Batch) -> list[Rows]:
         """The embedding rows of a batch, space by space; in training mode they are leaves that collect gradients."""
@@ -107,9 +125,22 @@ class RankingModel(nn.Module):
             features += [table(batch.calendar[:, place]) for place, table in enumerate(self.calendar)]
         if self.feed_candidate:
             features += [self.space.own(rows[0], name) for name in self.space.candidate]
+        found = []
         if self.reader is not None:
-            features.append(self.reader(*self._inputs(batch, segments, masks, rows)))
-        return self.tower(torch.cat(features, 1))
+            found = [self.reader(*inputs) for inputs in self._inputs(batch, segments, masks, rows)]
+        return self.tower(torch.cat(features, 1), found)
+
+    @torch.no_grad()
+    def weights(self, batch: Batch) -> list[list[list[Tensor]]]:
+        """How attention weighs the behaviours: for every reading (one, or one per target), layer and head, [N]."""
+        segments = Segments(batch.offsets, batch.behaviours)
+        rows = [space.fetch(batch, frozen=True) for space in self.spaces]
+        found = []
+        for history, candidate, query in self._inputs(batch, segments, self._masks(batch, segments), rows):
+            history.watched = []
+            cast(nn.Module, self.reader)(history, candidate, query)
+            found.append(history.watched)
+        return found
 
     def numbers(self, batch: Batch) -> Tensor:
         """The raw numeric features of a batch [B, n], to fit their scale before training."""
@@ -122,8 +153,10 @@ class RankingModel(nn.Module):
         segments = Segments(batch.offsets, batch.behaviours)
         space = self.spaces[-1]
         rows = space.fetch(batch, frozen=True)
-        bias = self._bias(self._masks(batch, segments))
-        return space.history(batch, segments, rows, bias), space.target(rows, batch.size)
+        places, masks = space.places(batch, segments), self._masks(batch, segments)
+        parts, extra = space.parts(segments, rows), self._by_action(batch)
+        keys = space.history(segments, parts, places, self._matching(masks), None, extra)
+        return keys, space.placed(space.target(rows, batch.size), None)
 
     @torch.no_grad()
     def shared_keys(
@@ -137,23 +170,27 @@ class RankingModel(nn.Module):
             candidates: all candidates, in the order of the requests, without behaviours.
         """
         space = self.spaces[-1]
-        segments = Segments(histories.offsets, histories.behaviours)
-        keys = space.history(histories, segments, space.fetch(histories, frozen=True), None)
-        if space.temporal is not None and seen is not histories:
-            keys.added = space.temporal.parts(seen, Segments(seen.offsets, seen.behaviours))
-        query = space.target(space.fetch(candidates, frozen=True), candidates.size)
-        matches = []
-        if self.bias is not None:
-            for weight, name in zip(self.bias.weight, self.shared, strict=True):
-                matches.append(Match(histories.history[name], wanted(candidates.target[name]), weight))
-        return SharedHistory(keys, matches, requests), query
+        segments, moments = (Segments(part.offsets, part.behaviours) for part in (histories, seen))
+        parts = space.parts(segments, space.fetch(histories, frozen=True))
+        keys = space.history(segments, parts, space.places(seen, moments), {}, None)
+        query = space.placed(space.target(space.fetch(candidates, frozen=True), candidates.size), None)
+        matches = [
+            Match(histories.history[name], wanted(candidates.target[name]), weight)
+            for name, weight in cast(Heads, space.heads).match_weights().items()
+        ]
+        return SharedHistory(keys, matches, requests, self._by_action(histories)), query
 
     def _masks(self, batch: Batch, segments: Segments) -> dict[str, Tensor]:
-        wanted = self.shared if self.bias is not None or self.evidence is not None else []
+        wanted = self.shared if self.matching or self.evidence is not None else []
         return {name: match_mask(batch, segments, name) for name in wanted}
 
-    def _bias(self, masks: dict[str, Tensor]) -> Tensor | None:
-        return self.bias(masks) if self.bias is not None and masks else None
+    def _matching(self, masks: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The matches that attention sees."""
+        return masks if self.matching else {}
+
+    def _by_action(self, batch: Batch) -> Tensor | None:
+        """What the behaviours' actions add to the attention's logits: [N]."""
+        return None if self.actions is None else self.actions(batch.history["action"])
 
     def _numbers(self, batch: Batch, segments: Segments, masks: dict[str, Tensor]) -> Tensor:
         found = [batch.statistics] if self.use_statistics else []
@@ -165,18 +202,28 @@ class RankingModel(nn.Module):
 
     def _inputs(
         self, batch: Batch, segments: Segments, masks: dict[str, Tensor], rows: list[Rows]
-    ) -> tuple[History, Tensor, Tensor]:
-        """What a reader reads: the factored history, the candidate ṽ [B, width] and the attention's query."""
-        bias = self._bias(masks)
-        history = self.space.history(batch, segments, rows[0], bias)
-        candidate = self.space.target(rows[0], batch.size)
-        if self.attention is None:
-            return history, candidate, candidate
-        history.keys = self.attention.history(batch, segments, rows[1], bias)
-        return history, candidate, self.attention.target(rows[1], batch.size)
+    ) -> Iterator[tuple[History, Tensor, Tensor]]:
+        """What a reader reads: the factored history, the candidate ṽ [B, width] and the attention's query.
+
+        Once for all targets, or target by target where each has temporal encodings of its own.
+        """
+        matching, extra = self._matching(masks), self._by_action(batch)
+        prepared = []
+        for space, found in zip(self.spaces, rows, strict=True):
+            parts, places = space.parts(segments, found), space.places(batch, segments)
+            prepared.append((space, parts, places, space.target(found, batch.size)))
+        for target in self.readings:
+            seen = [
+                (space.history(segments, parts, places, matching, target, extra), space.placed(candidate, target))
+                for space, parts, places, candidate in prepared
+            ]
+            (history, candidate), (keys, query) = seen[0], seen[-1]
+            if keys is not history:
+                history.keys = keys
+            yield history, candidate, query
 
 
-def _reader(recipe: Recipe, width: int, attention: int) -> nn.Module:
+def _reader(recipe: Recipe, width: int, attention: int, heads: int) -> nn.Module:
     options = recipe.model
     match options.sequence:
         case "mean":
@@ -184,6 +231,14 @@ def _reader(recipe: Recipe, width: int, attention: int) -> nn.Module:
         case "din":
             return DIN(width, options.attention_hidden)
         case "tin":
-            return TIN(width)
+            return TIN(width, heads)
         case _:
-            return StackedTIN(width, options.layers, options.stack_output, attention)
+            return StackedTIN(
+                width,
+                options.layers,
+                options.stack_output,
+                options.stack_residual,
+                options.stack_feed_forward,
+                attention,
+                heads,
+            )

@@ -12,6 +12,8 @@ from lsm_cli.data.batches import Batch
 from lsm_cli.data.store import Field
 from lsm_cli.embedding.bank import Bank, Fetched
 from lsm_cli.kernels.ragged import Occurrences, Segments
+from lsm_cli.models.graph import GRAPH, GraphField, ItemVectors
+from lsm_cli.models.heads import Heads
 from lsm_cli.models.history import History, Part
 from lsm_cli.models.temporal import TemporalEncoding
 from lsm_cli.recipe import Recipe
@@ -29,10 +31,22 @@ class Space(nn.Module):
         dim: width per field.
         reads: whether behaviours are read at all.
         seed: of the tables.
+        targets: optimisation targets, each of which may have temporal encodings of its own.
+        groups: fields that each head of the attention sees, if there is an attention that goes by this space.
+        items: the item graph's vectors, a further field of behaviours and candidates; None = without it.
     """
 
     def __init__(
-        self, recipe: Recipe, fields: list[Field], category_rows: np.ndarray | None, dim: int, reads: bool, seed: int
+        self,
+        recipe: Recipe,
+        fields: list[Field],
+        category_rows: np.ndarray | None,
+        dim: int,
+        reads: bool,
+        seed: int,
+        targets: int = 1,
+        groups: list[list[str]] | None = None,
+        items: ItemVectors | None = None,
     ) -> None:
         super().__init__()
         options, train = recipe.model, recipe.train
@@ -41,38 +55,80 @@ class Space(nn.Module):
         self.candidate = [field.name for field in fields if field.in_sample]
         used = [field for field in fields if field.name in {*self.behaviour, *self.candidate}]
         self.bank = Bank(used, category_rows, dim, options.init_std, train.table_optimizer, train.unknown, seed)
-        self.width = dim * len(self.behaviour)
         lacking = [name for name in self.behaviour if name not in self.candidate]
+        shared = [name for name in self.behaviour if name in self.candidate]
+        self.graph = GraphField(items, dim, options.init_std) if items is not None else None
+        if self.graph is not None:
+            self.behaviour += [GRAPH] if reads else []
+            self.candidate.append(GRAPH)
+        self.width = dim * len(self.behaviour)
         self.constants = nn.ParameterDict({name: nn.Parameter(torch.randn(dim) * options.init_std) for name in lacking})
         buckets = {"interval": options.intervals, "rank": options.ranks}
         self.temporal = (
-            TemporalEncoding(self.width, options.temporal, buckets, options.init_std)
+            TemporalEncoding(self.width, options.temporal, buckets, options.init_std, targets, options.time_tables)
             if self.width and options.temporal
             else None
         )
+        self.heads = Heads(groups, self.behaviour, dim, shared, options.match_bias) if groups is not None else None
 
     def fetch(self, batch: Batch, frozen: bool = False) -> Rows:
         """The embedding rows of a batch; in training mode, and not frozen, leaves that collect gradients."""
         return self.bank.fetch(batch, history=self.reads, frozen=frozen)
 
-    def history(self, batch: Batch, segments: Segments, rows: Rows, bias: Tensor | None) -> History:
-        """ẽ of every behaviour, factored."""
-        parts = []
+    def places(self, batch: Batch, segments: Segments) -> dict[str, Occurrences]:
+        """Where in time the behaviours lie, see `TemporalEncoding.places`."""
+        return self.temporal.places(batch, segments) if self.temporal is not None else {}
+
+    def parts(self, segments: Segments, rows: Rows) -> list[Part]:
+        """The side information of every behaviour."""
+        parts: dict[str, Part] = {}
         for name in self.behaviour:
+            if name == GRAPH:
+                parts[name] = Part(cast(GraphField, self.graph)(rows["item"].rows.index), parts["item"].at)
+                continue
             values = rows[name].rows.values
-            parts.append(Part(values, Occurrences(cast(Tensor, rows[name].history), values.shape[0], segments)))
-        added = self.temporal.parts(batch, segments) if self.temporal is not None else []
-        return History(segments, parts, added, bias)
+            parts[name] = Part(values, Occurrences(cast(Tensor, rows[name].history), values.shape[0], segments))
+        return list(parts.values())
+
+    def history(
+        self,
+        segments: Segments,
+        parts: list[Part],
+        places: dict[str, Occurrences],
+        masks: dict[str, Tensor],
+        target: int | None,
+        extra: Tensor | None = None,
+    ) -> History:
+        """ẽ of every behaviour, factored, as one target sees it.
+
+        Args:
+            parts, places: side information and places in time of the behaviours; the same for all targets.
+            masks: field -> bool [N], where behaviours share it with their candidate; none = no matches.
+            target: whose temporal encodings; None = their mean.
+            extra: [N], added to the attention's logits.
+        """
+        temporal = self.temporal
+        added = temporal.parts(places, target) if temporal is not None else []
+        if self.heads is None:
+            return History(segments, parts, added, [])
+        origin = temporal.origin(target) if temporal is not None else None
+        return History(segments, parts, added, self.heads(masks, origin, extra))
 
     def target(self, rows: Rows, size: int) -> Tensor:
-        """ṽ of every candidate: [B, width]; a learned constant where it lacks a field of the behaviours."""
+        """v of every candidate: [B, width]; a learned constant where it lacks a field of the behaviours."""
         parts = [
             self.own(rows, name) if name in self.candidate else self.constants[name].expand(size, -1)
             for name in self.behaviour
         ]
-        joined = torch.cat(parts, 1)
-        return joined if self.temporal is None else self.temporal.candidate(joined)
+        return torch.cat(parts, 1)
+
+    def placed(self, candidate: Tensor, target: int | None) -> Tensor:
+        """ṽ = v + p(0), as one target sees it: [B, width]."""
+        return candidate if self.temporal is None else candidate + self.temporal.origin(target)
 
     def own(self, rows: Rows, name: str) -> Tensor:
         """The candidates' embeddings of one field: [B, dim]."""
+        if name == GRAPH:
+            item = rows["item"]
+            return cast(GraphField, self.graph)(item.rows.index.index_select(0, cast(Tensor, item.target)))
         return rows[name].rows.values.index_select(0, cast(Tensor, rows[name].target))

@@ -17,36 +17,66 @@ LONGEST_RANK = 1_000_000.0
 
 
 class TemporalEncoding(nn.Module):
-    """p(·): a learned row per log-spaced bucket of the time to the request, and of the rank from it.
+    """p^τ(·): a learned row per log-spaced bucket of the time to the request, and of the rank from it.
 
-    Row 0 of each table is p(0), the candidate's own place in time.
+    Row 0 of each table is p^τ(0), the candidate's own place in time. Target-decoupled positional encoding (Tencent,
+    arXiv 2510.21714): orders reach back weeks, installs hours, so each optimisation target τ may have tables of its
+    own, which start alike. A target with few positives learns its own too slowly: then it has only a residual of its
+    own, from zero, on a table that all share.
 
     Args:
         width: of the representation that the encoding is added to.
         kinds: any of `interval` and `rank`.
         buckets: number of buckets for each of the kinds.
+        targets: number of optimisation targets.
+        ownership: `shared` by all targets, each its `own`, or a `residual` of each on a shared one.
     """
 
-    def __init__(self, width: int, kinds: Sequence[str], buckets: dict[str, int], std: float) -> None:
+    def __init__(
+        self,
+        width: int,
+        kinds: Sequence[str],
+        buckets: dict[str, int],
+        std: float,
+        targets: int = 1,
+        ownership: str = "shared",
+    ) -> None:
         super().__init__()
+        first = {kind: torch.randn(buckets[kind] + 1, width) * std for kind in kinds}
+        copies = targets if ownership == "own" else 1
         self.tables = nn.ParameterDict(
-            {kind: nn.Parameter(torch.randn(buckets[kind] + 1, width) * std) for kind in kinds}
+            {kind: nn.Parameter(table.expand(copies, -1, -1).clone()) for kind, table in first.items()}
+        )
+        residual = first if ownership == "residual" else {}
+        self.residuals = nn.ParameterDict(
+            {kind: nn.Parameter(torch.zeros(targets, *table.shape)) for kind, table in residual.items()}
         )
 
-    def candidate(self, value: Tensor) -> Tensor:
-        """v + p(0): [B, width] -> [B, width]."""
-        for table in self.tables.values():
-            value = value + table[0]
-        return value
+    def table(self, kind: str, target: int | None) -> Tensor:
+        """[buckets + 1, width] of one target; None = the mean over the targets, where one answer has to serve all."""
+        found = self.tables[kind]
+        found = found[target] if target is not None and len(found) > 1 else found.mean(0)
+        if kind in self.residuals:
+            residual = self.residuals[kind]
+            found = found + (residual.mean(0) if target is None else residual[target])
+        return found
 
-    def parts(self, batch: Batch, segments: Segments) -> list[Part]:
-        """The encodings of all behaviours, to be added to their representation."""
-        found = []
+    def origin(self, target: int | None) -> Tensor:
+        """p^τ(0), summed over the kinds: [width]."""
+        return torch.stack([self.table(kind, target)[0] for kind in self.tables]).sum(0)
+
+    def places(self, batch: Batch, segments: Segments) -> dict[str, Occurrences]:
+        """Which row of each table belongs to each behaviour: the same for all targets."""
+        found = {}
         for kind, table in self.tables.items():
             value, longest = (batch.age, LONGEST_SECONDS) if kind == "interval" else (batch.rank, LONGEST_RANK)
-            ids = log_bucket(value, table.shape[0] - 1, longest) + 1
-            found.append(Part(table, Occurrences(ids, table.shape[0], segments)))
+            ids = log_bucket(value, table.shape[1] - 1, longest) + 1
+            found[kind] = Occurrences(ids, table.shape[1], segments)
         return found
+
+    def parts(self, places: dict[str, Occurrences], target: int | None) -> list[Part]:
+        """The encodings of all behaviours, to be added to their representation."""
+        return [Part(self.table(kind, target), at) for kind, at in places.items()]
 
 
 def log_bucket(value: Tensor, buckets: int, longest: float) -> Tensor:

@@ -1,9 +1,13 @@
-"""The head: feature crossing, a shared tower, one logit per optimisation target."""
+"""The head: feature crossing, what the targets share of the tower and what is their own, a logit for each."""
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 from torch import Tensor, nn
+
+from lsm_cli.recipe import ModelOptions
 
 
 class Cross(nn.Module):
@@ -32,26 +36,97 @@ class Cross(nn.Module):
         return value
 
 
-class Tower(nn.Module):
-    """Cross layers, shared hidden layers, one linear head per target: [B, width] -> [B, targets].
+class Experts(nn.Module):
+    """Multi-gate mixture of experts (Ma et al., KDD'18, doi 10.1145/3219819.3220007, eq. 6–7).
+
+    Target τ sees Σ_k g^τ_k(x) f_k(x): f_k are networks of the same form and g^τ = softmax(W^τ x).
 
     Args:
-        quiet: the last so many features start with weight zero.
+        hidden: widths of each expert.
+        quiet: the last so many features start without a say, in experts and gates.
     """
 
-    def __init__(
-        self, width: int, cross: int, rank: int, hidden: list[int], targets: int, dropout: float, quiet: int
-    ) -> None:
+    def __init__(self, width: int, hidden: list[int], experts: int, targets: int, dropout: float, quiet: int) -> None:
         super().__init__()
-        layers: list[nn.Module] = [Cross(width, cross, rank, quiet)] if cross else []
-        for before, after in zip([width, *hidden[:-1]], hidden, strict=True):
-            layers += [nn.Linear(before, after), nn.ReLU(), nn.Dropout(dropout)]
-        _silence(next(layer for layer in layers if isinstance(layer, nn.Linear)), quiet)
-        self.shared = nn.Sequential(*layers)
-        self.heads = nn.Linear(hidden[-1], targets)
+        self.experts = nn.ModuleList(nn.Sequential(*_layers(width, hidden, dropout)) for _ in range(experts))
+        self.gates = nn.Linear(width, targets * experts, bias=False)
+        for first in (self.gates, *(cast(nn.Sequential, expert)[0] for expert in self.experts)):
+            _silence(first, quiet)
 
     def forward(self, features: Tensor) -> Tensor:
-        return self.heads(self.shared(features))
+        """What every target sees of its own input, or of the one that they share.
+
+        features [targets, B, width] or [1, B, width] -> [targets, B, hidden].
+        """
+        opinions = torch.stack([expert(features) for expert in self.experts], -2)  # [targets or 1, B, experts, hidden]
+        matrices = self.gates.weight.view(-1, len(self.experts), features.shape[-1])
+        gates = torch.softmax(features @ matrices.transpose(1, 2), -1)  # [targets, B, experts]
+        return (gates.unsqueeze(-2) @ opinions).squeeze(-2)
+
+
+class Tower(nn.Module):
+    """Cross layers and hidden layers that the targets share, then a linear head per target.
+
+    In place of the hidden layers a mixture of experts may stand, and each target may put layers of its own before its
+    head. Where the history was read for every target by itself, each target's own input takes this same way.
+
+    Args:
+        common: width of what every target sees; found: of what was read from the history.
+        options: `hidden`, `experts`, `target_hidden`, …; with `quiet` what was found starts with weight zero.
+    """
+
+    def __init__(self, common: int, found: int, options: ModelOptions, targets: int) -> None:
+        super().__init__()
+        width, quiet, dropout = common + found, found if options.quiet else 0, options.dropout
+        layers: list[nn.Module] = [Cross(width, options.cross, options.cross_rank, quiet)] if options.cross else []
+        self.experts: Experts | None = None
+        if options.experts:
+            self.experts = Experts(width, options.hidden, options.experts, targets, dropout, quiet)
+        else:
+            hidden = _layers(width, options.hidden, dropout)
+            _silence(hidden[0], quiet)
+            layers += hidden
+        self.shared = nn.Sequential(*layers)
+        own = options.target_hidden
+        self.own = nn.ModuleList(
+            nn.Sequential(*_layers(options.hidden[-1], own, dropout)) for _ in range(targets if own else 0)
+        )
+        self.heads = nn.Linear([*options.hidden, *own][-1], targets)
+
+    @torch.no_grad()
+    def start(self, rates: Tensor) -> None:
+        """Let every head begin at the log-odds of its target's rate (in (0, 1), [targets]).
+
+        A rare target's first hundreds of steps would otherwise go into learning that it is rare, through the layers
+        that the targets share. With .7% of positives beside 11%, in a world whose truth is known, the rare target gains
+        .003 to .004 AUC and .005 nats (two seeds); the frequent one neither gains nor loses.
+        """
+        self.heads.bias.copy_(torch.logit(rates))
+
+    def forward(self, common: Tensor, found: list[Tensor]) -> Tensor:
+        """Logits [B, targets].
+
+        Args:
+            common: [B, common].
+            found: [B, found] each: one reading of the history for all targets, one per target in their order, or none.
+        """
+        inputs = [torch.cat([common, part], 1) for part in found] or [common]
+        seen = self.shared(inputs[0].unsqueeze(0) if len(inputs) == 1 else torch.stack(inputs))  # [targets or 1, B, …]
+        if self.experts is not None:
+            seen = self.experts(seen)
+        if self.own:
+            each = seen.expand(len(self.own), *seen.shape[1:])
+            seen = torch.stack([layers(part) for layers, part in zip(self.own, each, strict=True)])
+        if len(seen) == 1:
+            return self.heads(seen[0])
+        return torch.einsum("tbh,th->bt", seen, self.heads.weight) + self.heads.bias
+
+
+def _layers(width: int, hidden: list[int], dropout: float) -> list[nn.Module]:
+    layers: list[nn.Module] = []
+    for before, after in zip([width, *hidden[:-1]], hidden, strict=True):
+        layers += [nn.Linear(before, after), nn.ReLU(), nn.Dropout(dropout)]
+    return layers
 
 
 def _silence(layer: nn.Module, last: int) -> None:

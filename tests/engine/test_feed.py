@@ -55,7 +55,7 @@ def test_soft_search_takes_the_highest_scores(small_store: Path, name: str) -> N
     index = np.arange(150)
     everything = feed.assembler.batch(index)
     keys, query = model.keys(everything)
-    scores = keys.scores(query, added=False) if name == "sim_soft" else keys.logits(query)
+    scores = keys.scores(query, added=False) if name == "sim_soft" else keys.combined(query)
     batch = feed.batch(index, model)
     for b in range(len(index)):
         start, stop = int(everything.offsets[b]), int(everything.offsets[b + 1])

@@ -7,6 +7,7 @@ import torch
 
 from lsm_cli.models.numeric import Numeric
 from lsm_cli.models.tower import Cross, Tower
+from lsm_cli.recipe import ModelOptions
 
 
 def _fitted(values: torch.Tensor, bins: int = 8) -> Numeric:
@@ -58,13 +59,64 @@ def test_cross_equals_its_equation() -> None:
     torch.testing.assert_close(cross(first), value)
 
 
-@pytest.mark.parametrize("cross", [0, 2])
-def test_quiet_features_have_no_say_at_first_but_learn(cross: int) -> None:
+OPTIONS = [
+    {},
+    {"cross": 0},
+    {"target_hidden": [5]},
+    {"experts": 3},
+    {"experts": 3, "cross": 0, "target_hidden": [5, 4]},
+]
+FORMS = pytest.mark.parametrize("options", OPTIONS, ids=str)
+
+
+def _tower(options: dict, common: int = 7, found: int = 3, targets: int = 2) -> Tower:
     torch.manual_seed(0)
-    tower = Tower(width=10, cross=cross, rank=4, hidden=[8], targets=2, dropout=0.0, quiet=3)
-    features = torch.randn(6, 10)
-    other = torch.cat([features[:, :7], torch.randn(6, 3)], 1)
-    torch.testing.assert_close(tower(features), tower(other))
-    tower(features).sum().backward()
-    first = next(layer for layer in tower.shared if isinstance(layer, torch.nn.Linear))
-    assert first.weight.grad[:, -3:].any()
+    return Tower(common, found, ModelOptions(cross_rank=4, hidden=[8, 6], **options), targets)
+
+
+@FORMS
+def test_quiet_features_have_no_say_at_first_but_learn(options: dict) -> None:
+    tower, common = _tower(options), torch.randn(6, 7)
+    found = torch.randn(6, 3, requires_grad=True)
+    logits = tower(common, [found])
+    torch.testing.assert_close(logits, tower(common, [torch.randn(6, 3)]))
+    logits.sum().backward()
+    assert not found.grad.any()
+    firsts = [p for p in tower.parameters() if p.ndim == 2 and p.shape[1] == 10]
+    assert firsts and all(not first[:, -3:].any() and first.grad[:, -3:].any() for first in firsts)
+
+
+@FORMS
+def test_readings_of_their_own_change_only_their_targets(options: dict) -> None:
+    tower = _tower({**options, "quiet": False}, targets=3)
+    common, parts = torch.randn(6, 7), [torch.randn(6, 3) for _ in range(3)]
+    logits = tower(common, parts)
+    for target, part in enumerate(parts):
+        torch.testing.assert_close(logits[:, target], tower(common, [part])[:, target])
+    changed = tower(common, [parts[0], torch.randn(6, 3), parts[2]])
+    assert [torch.equal(logits[:, t], changed[:, t]) for t in range(3)] == [True, False, True]
+
+
+@FORMS
+def test_without_a_history_there_is_only_what_all_see(options: dict) -> None:
+    assert _tower(options, found=0)(torch.randn(6, 7), []).shape == (6, 2)
+
+
+def test_experts_equal_their_equation() -> None:
+    """f^τ(x) = Σ_k softmax(W^τ x)_k f_k(x), row by row (KDD'18, eq. 6 and 7)."""
+    tower = _tower({"experts": 3, "cross": 0, "quiet": False})
+    features = torch.randn(5, 10)
+    logits = tower(features[:, :7], [features[:, 7:]])
+    for row, x in enumerate(features):
+        for target in range(2):
+            gate = torch.softmax(tower.experts.gates.weight[3 * target : 3 * target + 3] @ x, 0)
+            mixed = sum(g * expert(x) for g, expert in zip(gate, tower.experts.experts, strict=True))
+            wanted = tower.heads.weight[target] @ mixed + tower.heads.bias[target]
+            torch.testing.assert_close(logits[row, target], wanted)
+
+
+def test_towers_of_their_own_share_nothing_above_the_bottom() -> None:
+    tower = _tower({"target_hidden": [5]})
+    tower(torch.randn(6, 7), [torch.randn(6, 3)])[:, 0].sum().backward()
+    assert not any(p.grad.any() for p in tower.own[1].parameters())
+    assert any(p.grad.any() for p in tower.own[0].parameters())

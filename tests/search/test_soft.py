@@ -62,8 +62,21 @@ def test_equals_brute_force(lengths: list[int], seed: int, k: int, values: int, 
     if not kept:
         assert split(*soft.top_k(scores, segments, k)) == expected
     value = scores.masked_fill(keep, -torch.inf)
-    by_sorting = soft.by_sorting(value, segments, k)
-    assert np.array_equal(by_sorting.numpy(), soft.by_threshold(value.numpy(), segments.offsets.numpy(), k))
+    by_sorting = soft.by_sorting(value, segments, k).numpy()
+    assert np.array_equal(np.flatnonzero(by_sorting), soft.by_threshold(value.numpy(), segments.offsets.numpy(), k))
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    size=st.integers(2, 400), k=st.integers(1, 12), kinds=st.sampled_from([2, 5, 1000]), seed=st.integers(0, 1 << 30)
+)
+def test_the_kth_best_is_the_kth_best(size: int, k: int, kinds: int, seed: int) -> None:
+    """Whatever the order, with ties and with behaviours that may never be found."""
+    rng = np.random.default_rng(seed)
+    value = rng.integers(0, kinds, size).astype(np.float32)
+    value[rng.random(size) < 0.2] = -np.inf
+    k = min(k, size - 1)
+    assert soft.kth_best(value, k) == np.sort(value)[-k]
 
 
 @settings(max_examples=60, deadline=None)
@@ -153,8 +166,15 @@ def feed(store: Path, name: str, *overrides: str) -> tuple[Feed, RankingModel]:
     setup = Setup.of(recipes.load(name, ["search.top_k=6", *overrides]), Store.open(store))
     model = setup.model()
     with torch.no_grad():
-        for weight in model.bias.parameters() if model.bias is not None else ():
+        for weight in model.spaces[-1].heads.bias.parameters():
             weight.copy_(torch.linspace(0.2, 1.5, len(weight)))
+        if model.actions is not None:
+            model.actions.weight.normal_()
+        if model.items is not None:
+            model.items.fill(torch.randn_like(model.items.vectors))
+        for space in model.spaces:
+            for table in space.temporal.parameters() if space.temporal is not None else ():
+                table.add_(0.3 * torch.randn_like(table))
     return Feed(setup, "train"), model
 
 
@@ -200,10 +220,20 @@ def test_reading_a_history_once_finds_the_same(
 
 @pytest.mark.parametrize(
     "overrides",
-    [["model.temporal=[]"], ["model.match_bias=false"], ['model.temporal=["rank"]', "model.attention_dim=3"]],
+    [
+        ["model.temporal=[]"],
+        ["model.match_bias=false"],
+        ['model.temporal=["rank"]', "model.attention_dim=3"],
+        ["model.heads=auto"],
+        ['model.heads=[["item","scenario"],["category","item"],["time"]]', "model.attention_dim=3"],
+        ["model.time_tables=own"],
+        ["model.time_tables=residual", "model.heads=auto"],
+        ["model.action_bias=true", "model.heads=auto"],
+        ["model.graph_dim=4", "model.attention_dim=3"],
+    ],
 )
 def test_joint_logits_equal_those_of_single_histories(small_store: Path, overrides: list[str]) -> None:
-    """⟨ẽ_i, ṽ⟩/√d and bias, with the age and rank that a behaviour has for each of its candidates."""
+    """The mean over heads of ⟨ẽ_i, ṽ⟩/√d and bias, with the behaviour's age and rank for each of its candidates."""
     reader, model = feed(small_store, "twin", *overrides)
     index = np.sort(np.random.default_rng(0).permutation(len(reader))[:150])
     asked = reader.assembler.queries(index)
@@ -212,7 +242,7 @@ def test_joint_logits_equal_those_of_single_histories(small_store: Path, overrid
     history, query = reader._jointly(index, shared, asked, model)
     keys, single = model.keys(reader.assembler.batch(index[shared.order]))
     torch.testing.assert_close(query, single)
-    torch.testing.assert_close(history.logits(query), keys.logits(single), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(history.combined(query), keys.combined(single), rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(history.scores(query, False), keys.scores(single, False), rtol=1e-4, atol=1e-5)
 
 
