@@ -36,7 +36,7 @@ from lsm_cli.data.synth.world import (
     Requests,
     ancestor,
     chances,
-    history_sums,
+    past,
 )
 from lsm_cli.data.synth.worlds import World
 from lsm_cli.errors import InputError, LsmError
@@ -143,7 +143,7 @@ def _slates(drawn: Drawn, slates: Slates) -> pl.DataFrame:
     shown = place == np.concatenate([np.zeros(len(plain), np.int64), np.repeat(slates.shown, size)])
     propensity = np.concatenate([np.ones(len(plain)), slates.propensity.ravel()])
     could = candidates(drawn)
-    p = chances(drawn, could, history_sums(drawn.world, drawn.events, could))
+    p = chances(drawn, could, past(drawn, drawn.events, could))
     rows = Requests(
         **{name: np.concatenate([column[plain], getattr(could, name)]) for name, column in vars(drawn.requests).items()}
     )

@@ -383,8 +383,15 @@ def sigmoid(x: np.ndarray) -> np.ndarray:
     return 1 / (1 + np.exp(-x))
 
 
+def past(drawn: Drawn, events: Events, shown: Requests) -> dict[str, np.ndarray]:
+    """`history_sums` of any number of requests, in slices, because a category may meet hundreds of behaviours each."""
+    slices = [shown.take(rows) for rows in np.array_split(np.arange(len(shown.user)), len(shown.user) // 50_000 + 1)]
+    parts = [history_sums(drawn.world, events, rows) for rows in slices]
+    return {target.name: np.concatenate([part[target.name] for part in parts], 1) for target in drawn.world.targets}
+
+
 def chances(drawn: Drawn, shown: Requests, sums: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """True probability of every target for any requests, given their `history_sums`: {name: [requests]}."""
+    """True probability of every target for any requests, given the sums of their `past`: {name: [requests]}."""
     found = {}
     for target in drawn.world.targets:
         place = np.array(list(target.scenario.values()))[shown.scenario]
