@@ -115,6 +115,7 @@ class Trainer:
         state = self.run.load_state()
         if state is None:
             self.fit_scales()
+            self.model.tower.start(self.rates())
             self.tracking.start([])
         else:
             self._restore(state)
@@ -321,6 +322,11 @@ class Trainer:
             for start in range(0, len(index), 4096)
         ]
         self.model.numeric.fit(torch.cat(values))
+
+    def rates(self) -> Tensor:
+        """Share of positives of every target among the training samples where it was observed, never 0 or 1."""
+        seen = [np.asarray(label)[np.asarray(label) >= 0] for label in self.train.labels]
+        return torch.tensor([(label.sum(dtype=np.int64) + 1) / (len(label) + 2) for label in seen]).float()
 
     def _save(self) -> None:
         self.run.save_state(
