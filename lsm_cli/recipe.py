@@ -63,6 +63,12 @@ class ModelOptions(Options):
     stack_feed_forward: int = Field(
         0, ge=0, le=16, description="hidden width of a feed-forward network after each layer, in widths; 0 = none"
     )
+    graph_dim: int = Field(
+        0, ge=0, le=1024, description="width of the item graph's vectors, a further field of the items; 0 = no graph"
+    )
+    graph_window: int = Field(
+        10, ge=1, le=1000, description="items that many behaviours apart, or fewer, are neighbours in the item graph"
+    )
     temporal: list[Literal["interval", "rank"]] = Field(
         ["interval", "rank"], description="temporal encodings of a behaviour: time to the request, rank from it"
     )
@@ -73,6 +79,7 @@ class ModelOptions(Options):
     intervals: int = Field(32, ge=2, le=512, description="log-spaced time-interval buckets, one second to two years")
     ranks: int = Field(32, ge=2, le=4096, description="log-spaced rank buckets")
     match_bias: bool = Field(True, description="learned attention bias where a behaviour shares the candidate's field")
+    action_bias: bool = Field(False, description="learned attention bias for each action of a behaviour")
     evidence: bool = Field(True, description="pooled match statistics beside the sequence in the head")
     evidence_from: Literal["read", "history"] = Field(
         "read", description="match statistics of the behaviours read, or of all before the request, by the index"
@@ -218,6 +225,8 @@ class Recipe(Options):
             raise ValueError("model.attention_dim: only tin and stacked_tin have an attention to decouple; set it to 0")
         if self.model.heads and self.model.sequence not in ATTENTIVE:
             raise ValueError("model.heads: only tin and stacked_tin have attention heads; leave it empty")
+        if self.model.action_bias and self.model.sequence in ("none", "mean"):
+            raise ValueError(f"model.action_bias: {self.model.sequence} has no attention to add to; set it to false")
         if self.search.method in BY_ATTENTION and self.model.sequence not in ATTENTIVE:
             raise ValueError(
                 f"search.method: {self.search.method} goes by the attention of tin or stacked_tin; set model.sequence"
