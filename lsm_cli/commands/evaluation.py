@@ -5,9 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from lsm_cli.commands.attention import inspect
 from lsm_cli.commands.comparison import show_calibration
 from lsm_cli.data.store import Store
 from lsm_cli.engine import slices
+from lsm_cli.engine.attention import check
 from lsm_cli.engine.device import peak_memory
 from lsm_cli.engine.evaluate import evaluate
 from lsm_cli.engine.run import RunFolder
@@ -18,13 +20,25 @@ HEADLINE = ("auc", "gauc", "logloss", "calibration", "n", "positives")
 
 
 def eval_run(
-    console: Console, run_path: Path, data: Path | None, split: str, shuffle_history: bool, seed: int = 0
+    console: Console,
+    run_path: Path,
+    data: Path | None,
+    split: str,
+    shuffle_history: bool,
+    seed: int = 0,
+    attention: int = 0,
 ) -> dict[str, Any]:
-    """Score one split of a store with a trained run."""
+    """Score one split of a store with a trained run.
+
+    Args:
+        attention: samples on which to look at the attention; 0 = none.
+    """
     run = RunFolder.open(run_path)
     recipe = run.recipe()
     store = Store.open(data or Path(run.data()["path"]))
     run.check_store(store)
+    if attention:
+        check(recipe)
     setup = Setup.of(recipe, store)
     model = setup.model()
     run.fill(model)
@@ -48,6 +62,8 @@ def eval_run(
         show_slices(console, target, entry["slices"])
         show_calibration(console, target, {recipe.name: entry})
     console.text(f"{count(found['samples_per_second'])} scored samples/s")
+    if attention:
+        result["attention"] = inspect(console, run, setup, model, split, attention)
     if not shuffle_history:
         console.next(f"lsm eval {run_path} --shuffle-history")
     return result

@@ -116,6 +116,8 @@ class Trainer:
         if state is None:
             self.fit_scales()
             self.model.tower.start(self.rates())
+            if self.model.items is not None:
+                self.model.items.fill(self.setup.item_vectors())
             self.tracking.start([])
         else:
             self._restore(state)

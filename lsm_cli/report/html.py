@@ -160,6 +160,25 @@ class Page:
         if rows:
             self.parts.append(f"<h2>{escape(title)}</h2>{_forest(rows, unit)}")
 
+    def groups(self, title: str, series: Mapping[str, Mapping[str, float]], unit: str = "") -> None:
+        """For every name a horizontal bar per series, one below the other; longest = the largest value."""
+        names = list(dict.fromkeys(name for values in series.values() for name in values))
+        most = max((value for values in series.values() for value in values.values()), default=0) or 1
+        thick, drawn = 12, []
+        high = thick * len(series) + 10
+        for number, name in enumerate(names):
+            top = high * number
+            middle = top + (high - 10) / 2 + 8
+            drawn.append(f'<text x="150" y="{middle:.0f}" text-anchor="end">{escape(name)}</text>')
+            for place, values in enumerate(series.values()):
+                long, down = (WIDTH - 260) * values.get(name, 0) / most, top + 4 + thick * place
+                shape = f'x="160" y="{down}" width="{long:.1f}" height="{thick - 2}"'
+                drawn.append(f'<rect {shape} fill="{SHADES[place % len(SHADES)]}"></rect>')
+                value = f"{values.get(name, 0):.3g}{escape(unit)}"
+                drawn.append(f'<text x="{168 + long:.1f}" y="{down + 9}" style="font-size:10px">{value}</text>')
+        size = f'viewBox="0 0 {WIDTH} {high * len(names)}" width="{WIDTH}" height="{high * len(names)}"'
+        self.parts.append(f'<h2>{escape(title)}</h2>{_legend(series)}<svg {size} role="img">{"".join(drawn)}</svg>')
+
     def render(self) -> str:
         return (
             '<!doctype html><html lang="en"><head><meta charset="utf-8">'
