@@ -111,5 +111,5 @@ class GraphField(nn.Module):
         self.project = nn.Parameter(torch.randn(items.vectors.shape[1], dim) * std)
 
     def forward(self, index: Tensor) -> Tensor:
-        """Rows of the item table, int64 [U] -> [U, dim]."""
-        return self.items[0](index) @ self.project
+        """Rows of the item table, int64 [U] -> float32 [U, dim], whatever the dense layers compute in."""
+        return (self.items[0](index) @ self.project).float()

@@ -15,7 +15,7 @@ from lsm_cli.engine.evaluate import evaluate
 from lsm_cli.engine.feed import Feed
 from lsm_cli.engine.run import RunFolder
 from lsm_cli.engine.setup import Setup
-from lsm_cli.engine.train import Trainer
+from lsm_cli.engine.train import InterruptedRunError, Trainer
 from lsm_cli.errors import InputError
 from lsm_cli.models.graph import item_vectors
 from tests.small import write_store
@@ -118,6 +118,25 @@ def test_eval_needs_no_graph_and_the_run_keeps_it(
     assert sum("vectors" in name for name in fresh.state_dict()) == 1, "both spaces read one table"
 
 
+def test_a_run_goes_on_exactly_and_without_a_second_graph(
+    planted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = ["model.graph_dim=8", "train.epochs=2", "model.max_len=10", "train.ema=0.9"]
+    whole = _trained(planted, tmp_path / "whole", *settings)
+    options, out = whole.setup.recipe, tmp_path / "stopped"
+    run = RunFolder.start(out, options, whole.setup.store, resume=False)
+    first = Trainer(whole.setup, run)
+    first.stop = lambda: first.at.step == 3
+    with pytest.raises(InterruptedRunError):
+        first.fit()
+    run.close()
+    monkeypatch.setattr(Setup, "item_vectors", lambda self: pytest.fail("not again"))
+    second = Trainer(whole.setup, RunFolder.start(out, options, whole.setup.store, resume=True))
+    second.fit()
+    for (name, one), other in zip(whole.model.state_dict().items(), second.model.state_dict().values(), strict=True):
+        assert torch.equal(one, other), name
+
+
 @pytest.mark.parametrize("sequence", ["none", "mean", "din", "tin", "stacked_tin"])
 def test_new_items_have_no_vector_and_training_learns_how_to_read_it(planted: Path, sequence: str) -> None:
     store = Store.open(planted)
@@ -128,7 +147,8 @@ def test_new_items_have_no_vector_and_training_learns_how_to_read_it(planted: Pa
     feed = Feed(setup, "train")
     batch = feed.batch(np.arange(64), model)
     model.train()
-    model(batch, model.fetch(batch)).sum().backward()
+    with torch.autocast("cpu", torch.bfloat16):
+        model(batch, model.fetch(batch)).sum().backward()
     assert model.space.graph.project.grad.any()
     assert not setup.item_vectors()[[0, 1, -1]].any()
 
