@@ -251,17 +251,15 @@ class _Call:
 
     def constants(self, bias: Tensor | None, tables: Sequence[Tensor]) -> dict[str, Any]:
         k_tables, v_tables = self.split(tables)
-        heads = _power(self.heads)
-        widest = heads * max(self.keys.pads + self.given.pads)
+        columns = self.heads * max(sum(self.keys.pads), sum(self.given.pads))
         return {
             **self.keys.constants("K", k_tables),
             **self.given.constants("V", v_tables),
             "H": self.heads,
-            "HEADS": heads,
             "SHARED": self.values is None,
             "BIASED": bias is not None,
             "CHUNK": CHUNK,
-            "BLOCK": min(128, max(8, TILE // widest)),
+            "BLOCK": min(64, max(8, TILE // _power(columns))),
         }
 
     def split(self, tables: Sequence[Any]) -> tuple[tuple[Any, ...], tuple[Any, ...]]:

@@ -3,7 +3,8 @@
 Work is cut into chunks of at most CHUNK behaviours of one sample, so that a batch with one long history keeps the whole
 device busy; a program does one chunk, block by block, and a second, small kernel joins the chunks of each sample. A
 block holds the rows that its behaviours carry in registers: they are read once, for the scores of all heads and for
-their sums.
+their sums. Each place in a block sums for itself, with a maximum of its own, so that threads need not wait for each
+other before the chunk ends.
 
 Shapes: S samples, H heads, N behaviours, G chunks. Columns are of two kinds: those of gathered tables [R, d], and one
 for each row of small tables, of which behaviours carry one each (a mark).
@@ -52,77 +53,69 @@ def _rows(tables, ids, inside, DIMS: tl.constexpr, PADS: tl.constexpr, STRIDES: 
 
 
 @triton.jit
-def _own(values, sample, heads, AT: tl.constexpr, DIM: tl.constexpr, PAD: tl.constexpr, ALL, H: tl.constexpr):
-    """Columns AT … AT + DIM of a sample's [H, ALL]: float32 [heads, PAD]."""
+def _own(line, AT: tl.constexpr, DIM: tl.constexpr, PAD: tl.constexpr):
+    """Columns AT … AT + DIM of one line of numbers: [PAD]."""
     column = tl.arange(0, PAD)
-    kept = (heads < H)[:, None] & (column < DIM)[None, :]
-    return tl.load(values + (sample * H + heads[:, None]) * ALL + AT + column[None, :], mask=kept, other=0.0)
+    return tl.load(line + AT + column, mask=column < DIM, other=0.0)
 
 
 @triton.jit
-def _dots(
-    values, rows, marks, sample, inside, heads,
-    AT: tl.constexpr, DIMS: tl.constexpr, PADS: tl.constexpr, ALL: tl.constexpr, H: tl.constexpr,
-):  # fmt: skip
-    """What the behaviours carry times a sample's values [H, ALL]: float32 [block, heads]."""
-    total = tl.zeros([inside.shape[0], heads.shape[0]], tl.float32)
+def _dots(line, rows, marks, inside, AT: tl.constexpr, DIMS: tl.constexpr, PADS: tl.constexpr):
+    """What the behaviours carry times one line of numbers, a column each: [block]."""
+    total = tl.zeros([inside.shape[0]], tl.float32)
     for part in tl.static_range(len(rows)):
-        own = _own(values, sample, heads, AT[part], DIMS[part], PADS[part], ALL, H)
-        total += tl.sum(rows[part][:, None, :] * own[None, :, :], 2)
-    kept = inside[:, None] & (heads < H)[None, :]
-    line = values + (sample * H + heads[None, :]) * ALL
+        total += tl.sum(rows[part] * _own(line, AT[part], DIMS[part], PADS[part])[None, :], 1)
     for part in tl.static_range(len(marks)):
-        at = AT[len(rows) + part]
-        total += tl.load(line + at + marks[part][:, None], mask=kept, other=0.0)
+        total += tl.load(line + AT[len(rows) + part] + marks[part], mask=inside, other=0.0)
     return total
 
 
 @triton.jit
-def _zeros(PADS: tl.constexpr, HEADS: tl.constexpr):
-    found = ()
-    for part in tl.static_range(len(PADS)):
-        found = found + (tl.zeros([HEADS, PADS[part]], tl.float32),)
-    return found
-
-
-@triton.jit
-def _summed(sums, keep, weight, rows, marks, PADS: tl.constexpr):
-    """sums · keep + Σ weight · what the behaviours carry: a tuple of [heads, PAD]; weight [block, heads]."""
-    found = ()
-    for part in tl.static_range(len(rows)):
-        found = found + (sums[part] * keep[:, None] + tl.sum(weight[:, :, None] * rows[part][:, None, :], 0),)
-    for part in tl.static_range(len(marks)):
-        mark = marks[part][:, None, None] == tl.arange(0, PADS[len(rows) + part])[None, None, :]
-        found = found + (
-            sums[len(rows) + part] * keep[:, None] + tl.sum(tl.where(mark, weight[:, :, None], 0.0), 0),
-        )  # fmt: skip
-    return found
-
-
-@triton.jit
-def _store(
-    out, sums, scale, heads,
-    AT: tl.constexpr, DIMS: tl.constexpr, PADS: tl.constexpr, ALL: tl.constexpr, H: tl.constexpr,
-):  # fmt: skip
-    """Write the sums of this program, [H, ALL]."""
-    for part in tl.static_range(len(sums)):
-        column = tl.arange(0, PADS[part])
-        kept = (heads < H)[:, None] & (column < DIMS[part])[None, :]
-        at = (tl.program_id(0) * H + heads[:, None]).to(tl.int64) * ALL + AT[part] + column[None, :]
-        tl.store(out + at, sums[part] * scale[:, None], mask=kept)
-
-
-@triton.jit
 def _logits(
-    asked, bias, rows, marks, sample, place, inside, heads, total,
+    asked, bias, rows, marks, sample, place, inside, total,
     AT: tl.constexpr, DIMS: tl.constexpr, PADS: tl.constexpr, ALL: tl.constexpr, H: tl.constexpr, BIASED: tl.constexpr,
 ):  # fmt: skip
-    """[block, heads]; -inf outside. `place` is where the scores of the behaviours lie, of `total` in all."""
-    found = _dots(asked, rows, marks, sample, inside, heads, AT, DIMS, PADS, ALL, H)
-    if BIASED:
-        kept = inside[:, None] & (heads < H)[None, :]
-        found += tl.load(bias + heads[None, :] * total + place[:, None], mask=kept, other=0.0)
-    return tl.where(inside[:, None], found, float("-inf"))
+    """Head by head [block]; -inf outside. `place` is where the scores of the behaviours lie, of `total` in all."""
+    heads = ()
+    for head in tl.static_range(H):
+        found = _dots(asked + (sample * H + head) * ALL, rows, marks, inside, AT, DIMS, PADS)
+        if BIASED:
+            found += tl.load(bias + head * total + place, mask=inside, other=0.0)
+        heads = heads + (tl.where(inside, found, float("-inf")),)
+    return heads
+
+
+@triton.jit
+def _zeros(PADS: tl.constexpr, H: tl.constexpr, BLOCK: tl.constexpr):
+    found = ()
+    for part in tl.static_range(H * len(PADS)):
+        found = found + (tl.zeros([BLOCK, PADS[part % len(PADS)]], tl.float32),)
+    return found
+
+
+@triton.jit
+def _added(sums, keeps, weights, rows, marks, PADS: tl.constexpr):
+    """sums · keep + weight · what the behaviours carry, place by place: head by head a tuple of [block, PAD]."""
+    found = ()
+    for head in tl.static_range(len(weights)):
+        weight, keep = weights[head][:, None], keeps[head][:, None]
+        for part in tl.static_range(len(rows)):
+            found = found + (sums[head * len(PADS) + part] * keep + weight * rows[part],)
+        for part in tl.static_range(len(marks)):
+            mark = marks[part][:, None] == tl.arange(0, PADS[len(rows) + part])[None, :]
+            found = found + (sums[head * len(PADS) + len(rows) + part] * keep + tl.where(mark, weight, 0.0),)
+    return found
+
+
+@triton.jit
+def _store(out, sums, scales, AT: tl.constexpr, DIMS: tl.constexpr, PADS: tl.constexpr, ALL: tl.constexpr):
+    """Write what the places of the block have summed, scaled by `scales`, head by head [block]: out [G, H, ALL]."""
+    for head in tl.static_range(len(scales)):
+        line = out + (tl.program_id(0).to(tl.int64) * len(scales) + head) * ALL
+        for part in tl.static_range(len(PADS)):
+            column = tl.arange(0, PADS[part])
+            total = tl.sum(sums[head * len(PADS) + part] * scales[head][:, None], 0)
+            tl.store(line + AT[part] + column, total, mask=column < DIMS[part])
 
 
 @triton.jit
@@ -131,38 +124,46 @@ def forward(
     owner, first, begin, until, lies, total, parts, sizes,
     K_AT: tl.constexpr, K_DIMS: tl.constexpr, K_PADS: tl.constexpr, K_STRIDES: tl.constexpr, K_ALL: tl.constexpr,
     V_AT: tl.constexpr, V_DIMS: tl.constexpr, V_PADS: tl.constexpr, V_STRIDES: tl.constexpr, V_ALL: tl.constexpr,
-    H: tl.constexpr, HEADS: tl.constexpr, SHARED: tl.constexpr, BIASED: tl.constexpr,
-    CHUNK: tl.constexpr, BLOCK: tl.constexpr,
+    H: tl.constexpr, SHARED: tl.constexpr, BIASED: tl.constexpr, CHUNK: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """One chunk: weighted means of what its behaviours carry, parts [G, H, V_ALL], and log-sum-exp, sizes [G, H]."""
-    heads = tl.arange(0, HEADS)
     sample, start, low, high = _chunk(owner, first, begin, until, CHUNK)
     move = tl.load(lies + sample) - start
-    top = tl.full([HEADS], float("-inf"), tl.float32)
-    size = tl.zeros([HEADS], tl.float32)
-    sums = _zeros(V_PADS, HEADS)
+    tops, masses = (), ()
+    for _ in tl.static_range(H):
+        tops = tops + (tl.full([BLOCK], float("-inf"), tl.float32),)
+        masses = masses + (tl.zeros([BLOCK], tl.float32),)
+    sums = _zeros(V_PADS, H, BLOCK)
     while low < high:
         place = low + tl.arange(0, BLOCK)
         inside = place < high
         at, marks = _ids(key_ids, place, inside), _ids(key_marks, place, inside)
         rows = _rows(keys, at, inside, K_DIMS, K_PADS, K_STRIDES)
         logits = _logits(
-            asked, bias, rows, marks, sample, place + move, inside, heads, total,
-            K_AT, K_DIMS, K_PADS, K_ALL, H, BIASED,
-        )  # fmt: skip
+            asked, bias, rows, marks, sample, place + move, inside, total, K_AT, K_DIMS, K_PADS, K_ALL, H, BIASED
+        )
         if not SHARED:
             at, marks = _ids(value_ids, place, inside), _ids(value_marks, place, inside)
             rows = _rows(values, at, inside, V_DIMS, V_PADS, V_STRIDES)
-        higher = tl.maximum(top, tl.max(logits, 0))
-        weight = tl.exp(logits - higher[None, :])
-        keep = tl.exp(top - higher)
-        size = size * keep + tl.sum(weight, 0)
-        sums = _summed(sums, keep, weight, rows, marks, V_PADS)
-        top = higher
+        highest, keeps, weights, grown = (), (), (), ()
+        for head in tl.static_range(H):
+            top = tl.maximum(tops[head], logits[head])
+            shift = tl.where(top == float("-inf"), 0.0, top)
+            keep, weight = tl.exp(tops[head] - shift), tl.exp(logits[head] - shift)
+            highest, keeps, weights = highest + (top,), keeps + (keep,), weights + (weight,)
+            grown = grown + (masses[head] * keep + weight,)
+        sums = _added(sums, keeps, weights, rows, marks, V_PADS)
+        tops, masses = highest, grown
         low += BLOCK
-    size = tl.where(size > 0, size, 1.0)  # nothing read: sums are 0 and top is -inf
-    _store(parts, sums, 1.0 / size, heads, V_AT, V_DIMS, V_PADS, V_ALL, H)
-    tl.store(sizes + tl.program_id(0) * H + heads, top + tl.log(size), mask=heads < H)
+    scales = ()
+    for head in tl.static_range(H):
+        top = tl.max(tops[head], 0)
+        scale = tl.exp(tops[head] - tl.where(top == float("-inf"), 0.0, top))
+        mass = tl.sum(masses[head] * scale, 0)
+        mass = tl.where(mass > 0, mass, 1.0)  # nothing read: the sums are 0 and top is -inf
+        scales = scales + (scale / mass,)
+        tl.store(sizes + tl.program_id(0) * H + head, top + tl.log(mass))
+    _store(parts, sums, scales, V_AT, V_DIMS, V_PADS, V_ALL)
 
 
 @triton.jit
@@ -172,8 +173,8 @@ def backward(
     for_keys, for_values, for_logits, weights, parts,
     K_AT: tl.constexpr, K_DIMS: tl.constexpr, K_PADS: tl.constexpr, K_STRIDES: tl.constexpr, K_ALL: tl.constexpr,
     V_AT: tl.constexpr, V_DIMS: tl.constexpr, V_PADS: tl.constexpr, V_STRIDES: tl.constexpr, V_ALL: tl.constexpr,
-    H: tl.constexpr, HEADS: tl.constexpr, SHARED: tl.constexpr, BIASED: tl.constexpr,
-    SPREAD: tl.constexpr, KEEP: tl.constexpr, CHUNK: tl.constexpr, BLOCK: tl.constexpr,
+    H: tl.constexpr, SHARED: tl.constexpr, BIASED: tl.constexpr, SPREAD: tl.constexpr, KEEP: tl.constexpr,
+    CHUNK: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """One chunk of the gradients, from weights that are computed again.
 
@@ -182,56 +183,60 @@ def backward(
     the gradients of the tables are added to for_keys and for_values, in any order; else the weights [H, total] are
     kept too, for `spread`.
     """
-    heads = tl.arange(0, HEADS)
     sample, start, low, high = _chunk(owner, first, begin, until, CHUNK)
     move = tl.load(lies + sample) - start
-    own = sample * H + heads
-    known = heads < H
-    size = tl.load(logsum + own, mask=known, other=0.0)
-    mean = tl.load(delta + own, mask=known, other=0.0)
-    ones = tl.full([HEADS], 1.0, tl.float32)
-    sums = _zeros(K_PADS, HEADS)
+    ones, sizes, means = (), (), ()
+    for head in tl.static_range(H):
+        ones = ones + (tl.full([BLOCK], 1.0, tl.float32),)
+        sizes = sizes + (tl.load(logsum + sample * H + head),)
+        means = means + (tl.load(delta + sample * H + head),)
+    sums = _zeros(K_PADS, H, BLOCK)
+    asked_line, grad_line = asked + sample * H * K_ALL, grad + sample * H * V_ALL
     while low < high:
         place = low + tl.arange(0, BLOCK)
         inside = place < high
         at, marks = _ids(key_ids, place, inside), _ids(key_marks, place, inside)
         rows = _rows(keys, at, inside, K_DIMS, K_PADS, K_STRIDES)
         logits = _logits(
-            asked, bias, rows, marks, sample, place + move, inside, heads, total,
-            K_AT, K_DIMS, K_PADS, K_ALL, H, BIASED,
-        )  # fmt: skip
-        weight = tl.where(inside[:, None] & known[None, :], tl.exp(logits - size[None, :]), 0.0)
+            asked, bias, rows, marks, sample, place + move, inside, total, K_AT, K_DIMS, K_PADS, K_ALL, H, BIASED
+        )
         if SHARED:
-            slope = _dots(grad, rows, marks, sample, inside, heads, V_AT, V_DIMS, V_PADS, V_ALL, H)
+            v_at, v_marks, v_rows = at, marks, rows
         else:
             v_at, v_marks = _ids(value_ids, place, inside), _ids(value_marks, place, inside)
             v_rows = _rows(values, v_at, inside, V_DIMS, V_PADS, V_STRIDES)
-            slope = _dots(grad, v_rows, v_marks, sample, inside, heads, V_AT, V_DIMS, V_PADS, V_ALL, H)
-        slope = weight * (slope - mean[None, :])
-        sums = _summed(sums, ones, slope, rows, marks, K_PADS)
-        if KEEP:
-            kept = inside[:, None] & known[None, :]
-            line = heads[None, :] * total + (place + move)[:, None]
-            tl.store(for_logits + line, slope, mask=kept)
+        alphas, slopes = (), ()
+        for head in tl.static_range(H):
+            alpha = tl.exp(logits[head] - tl.where(inside, sizes[head], 0.0))
+            slope = _dots(grad_line + head * V_ALL, v_rows, v_marks, inside, V_AT, V_DIMS, V_PADS)
+            slope = alpha * (slope - means[head])
+            alphas, slopes = alphas + (alpha,), slopes + (slope,)
+            if KEEP:
+                tl.store(for_logits + head * total + place + move, slope, mask=inside)
             if not SPREAD:
-                tl.store(weights + line, weight, mask=kept)
+                tl.store(weights + head * total + place + move, alpha, mask=inside)
+        sums = _added(sums, ones, slopes, rows, marks, K_PADS)
         if SPREAD:
             for part in tl.static_range(len(keys)):
-                asks = _own(asked, sample, heads, K_AT[part], K_DIMS[part], K_PADS[part], K_ALL, H)
-                row = tl.sum(slope[:, :, None] * asks[None, :, :], 1)
-                if SHARED:
-                    wants = _own(grad, sample, heads, V_AT[part], V_DIMS[part], V_PADS[part], V_ALL, H)
-                    row += tl.sum(weight[:, :, None] * wants[None, :, :], 1)
+                row = tl.zeros([BLOCK, K_PADS[part]], tl.float32)
+                for head in tl.static_range(H):
+                    own = _own(asked_line + head * K_ALL, K_AT[part], K_DIMS[part], K_PADS[part])
+                    row += slopes[head][:, None] * own[None, :]
+                    if SHARED:
+                        own = _own(grad_line + head * V_ALL, V_AT[part], V_DIMS[part], V_PADS[part])
+                        row += alphas[head][:, None] * own[None, :]
                 to, kept = _where(at[part], inside, K_DIMS[part], K_PADS[part], K_DIMS[part])
                 tl.atomic_add(for_keys[part] + to, row, mask=kept, sem="relaxed")
             if not SHARED:
                 for part in tl.static_range(len(values)):
-                    wants = _own(grad, sample, heads, V_AT[part], V_DIMS[part], V_PADS[part], V_ALL, H)
-                    row = tl.sum(weight[:, :, None] * wants[None, :, :], 1)
+                    row = tl.zeros([BLOCK, V_PADS[part]], tl.float32)
+                    for head in tl.static_range(H):
+                        own = _own(grad_line + head * V_ALL, V_AT[part], V_DIMS[part], V_PADS[part])
+                        row += alphas[head][:, None] * own[None, :]
                     to, kept = _where(v_at[part], inside, V_DIMS[part], V_PADS[part], V_DIMS[part])
                     tl.atomic_add(for_values[part] + to, row, mask=kept, sem="relaxed")
         low += BLOCK
-    _store(parts, sums, ones, heads, K_AT, K_DIMS, K_PADS, K_ALL, H)
+    _store(parts, sums, ones, K_AT, K_DIMS, K_PADS, K_ALL)
 
 
 @triton.jit
@@ -308,11 +313,9 @@ def score(
     owner, first, begin, until, lies, total, out,
     K_AT: tl.constexpr, K_DIMS: tl.constexpr, K_PADS: tl.constexpr, K_STRIDES: tl.constexpr, K_ALL: tl.constexpr,
     V_AT: tl.constexpr, V_DIMS: tl.constexpr, V_PADS: tl.constexpr, V_STRIDES: tl.constexpr, V_ALL: tl.constexpr,
-    H: tl.constexpr, HEADS: tl.constexpr, SHARED: tl.constexpr, BIASED: tl.constexpr,
-    CHUNK: tl.constexpr, BLOCK: tl.constexpr,
+    H: tl.constexpr, SHARED: tl.constexpr, BIASED: tl.constexpr, CHUNK: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """The logits of one chunk: out [H, total]."""
-    heads = tl.arange(0, HEADS)
     sample, start, low, high = _chunk(owner, first, begin, until, CHUNK)
     move = tl.load(lies + sample) - start
     while low < high:
@@ -320,10 +323,9 @@ def score(
         inside = place < high
         at, marks = _ids(key_ids, place, inside), _ids(key_marks, place, inside)
         rows = _rows(keys, at, inside, K_DIMS, K_PADS, K_STRIDES)
-        found = _logits(
-            asked, bias, rows, marks, sample, place + move, inside, heads, total,
-            K_AT, K_DIMS, K_PADS, K_ALL, H, BIASED,
-        )  # fmt: skip
-        kept = inside[:, None] & (heads < H)[None, :]
-        tl.store(out + heads[None, :] * total + (place + move)[:, None], found, mask=kept)
+        logits = _logits(
+            asked, bias, rows, marks, sample, place + move, inside, total, K_AT, K_DIMS, K_PADS, K_ALL, H, BIASED
+        )
+        for head in tl.static_range(H):
+            tl.store(out + head * total + place + move, logits[head], mask=inside)
         low += BLOCK
