@@ -181,6 +181,41 @@ def evaluate(
 
 
 @app.command()
+def profile(
+    recipe: RecipeName,
+    data: Data,
+    overrides: Overrides = None,
+    phase: Annotated[str, typer.Option(help="What to profile: train or infer.")] = "train",
+    steps: Annotated[int, typer.Option(help="Steps to time.", min=1)] = 20,
+    sweep: Annotated[
+        list[str] | None,
+        typer.Option(help="Values to go through, as key=v1,v2; further ones may follow.", show_default=False),
+    ] = None,
+    device: Annotated[
+        str | None, typer.Option(help="Where: auto, cpu or cuda.", show_default="the recipe's train.device")
+    ] = None,
+    ablate: Annotated[bool, typer.Option("--ablate", help="Switch each technique of the engine off in turn.")] = False,
+    rounds: Annotated[int, typer.Option(help="Rounds of --ablate.", min=1)] = 7,
+    estimate: Annotated[bool, typer.Option("--estimate", help="Only predict memory; run no step of it.")] = False,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Folder for report, JSON and traces.", show_default=False)
+    ] = None,
+    json: Json = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Measure a recipe: speed, where time and memory go, and what each technique of the engine is worth."""
+
+    def work(console: Any) -> dict[str, Any]:
+        from lsm_cli.commands import profile as command
+
+        options = [*(overrides or []), *([f"train.device={device}"] if device else [])]
+        return command.profile(console, recipe, data, options, phase, steps, sweep or [], ablate, estimate, out, rounds)
+
+    _run(work, json, quiet, debug)
+
+
+@app.command()
 def synth(
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the new logs.", show_default=False)],
     world: Annotated[str, typer.Option(help="Which world.")] = "base",

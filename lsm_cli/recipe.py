@@ -168,6 +168,32 @@ class TrainOptions(Options):
     tensorboard: bool = Field(False, description="also write TensorBoard event files (extra `tensorboard`)")
 
 
+class EngineOptions(Options):
+    """How the work is done. Results are the same within rounding; `lsm profile --ablate` says what each is worth."""
+
+    kernels: Literal["auto", "compiled", "eager"] = Field(
+        "auto",
+        description="attention over histories: compiled = fused gathers and sums, eager = written out behaviour by "
+        "behaviour, auto = compiled, and matrix products for tables of few rows",
+    )
+    sparse_rows: bool = Field(
+        True, description="read and update only the embedding rows of a step, instead of whole tables (Adagrad only)"
+    )
+    memory_pool: bool = Field(
+        True, description="keep freed memory for the next step: glibc's heap on the CPU, expandable segments on a GPU"
+    )
+    share_histories: bool = Field(
+        True, description="soft search: a history that several candidates read is embedded and scored once"
+    )
+    search_index: bool = Field(True, description="hard search: by the store's index where it has one, else by scanning")
+    prefetch: int = Field(
+        0, ge=0, le=64, description="batches that a thread assembles ahead; 0 = in line; a soft search is in line"
+    )
+    token_budget: int = Field(
+        0, ge=0, le=1 << 40, description="behaviours per step at most, instead of train.batch_size samples; 0 = off"
+    )
+
+
 class Recipe(Options):
     name: str = Field("recipe", description="what the run is called in tables")
     description: str = Field("", description="one line: the idea and its source")
@@ -175,11 +201,16 @@ class Recipe(Options):
     search: SearchOptions = SearchOptions()
     model: ModelOptions = ModelOptions()
     train: TrainOptions = TrainOptions()
+    engine: EngineOptions = EngineOptions()
 
     @model_validator(mode="after")
     def _consistent(self) -> Recipe:
         if self.train.precision == "fp16" and self.train.device == "cpu":
             raise ValueError("train.precision: fp16 needs a GPU; use bf16 or fp32 on the CPU")
+        if not self.engine.sparse_rows and self.train.table_optimizer != "adagrad":
+            raise ValueError(
+                "engine.sparse_rows: only Adagrad leaves rows without gradient alone; set train.table_optimizer=adagrad"
+            )
         if self.model.attention_dim and self.model.sequence not in ATTENTIVE:
             raise ValueError("model.attention_dim: only tin and stacked_tin have an attention to decouple; set it to 0")
         if self.model.heads and self.model.sequence not in ATTENTIVE:
@@ -202,6 +233,7 @@ SECTIONS: dict[str, type[Options]] = {
     "search": SearchOptions,
     "model": ModelOptions,
     "train": TrainOptions,
+    "engine": EngineOptions,
 }
 KEYS = [
     f"{section}.{info.alias or key}"

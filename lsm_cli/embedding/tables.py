@@ -51,9 +51,13 @@ class Table(nn.Module):
 
     Args:
         std: standard deviation of the other rows at the start.
+
+    Attributes:
+        sparse: False makes a step read and update the whole table, as a dense parameter would be.
     """
 
     weight: Tensor
+    sparse: bool = True
 
     def __init__(self, rows: int, dim: int, std: float, seed: int) -> None:
         super().__init__()
@@ -78,6 +82,9 @@ class Table(nn.Module):
         """Read the distinct rows of all `ids` (int32 or int64, [n] each) as one leaf."""
         sizes = [part.numel() for part in ids]
         every = torch.cat(ids) if len(ids) > 1 else ids[0]
+        if grad and not self.sparse:
+            whole = torch.arange(self.rows, device=every.device)
+            return Rows(whole, self.weight.clone().requires_grad_(), tuple(every.long().split(sizes)))
         if every.is_cuda:
             index, local = torch.unique(every, return_inverse=True)
         else:

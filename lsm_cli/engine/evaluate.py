@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Generator, Iterable, Iterator
+from contextlib import closing
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from lsm_cli.data.store import Samples, Store
-from lsm_cli.engine import metrics
+from lsm_cli.engine import metrics, trace
 from lsm_cli.engine.device import Compute
 from lsm_cli.engine.feed import Feed
 from lsm_cli.engine.setup import Setup, visible_lengths
@@ -27,18 +30,44 @@ def score(
 ) -> np.ndarray:
     """Logits of samples `index`, in that order: float32 [n, targets]."""
     progress = progress or Silent()
-    model.eval()
+    groups, logits = list(scoring_batches(feed, index)), list[Tensor]()
+    for found in scores(model, feed, compute, groups):
+        progress.advance(len(groups[len(logits)]))
+        logits.append(found)
+    return torch.cat(logits).cpu().numpy() if logits else np.empty((0, 0), np.float32)
+
+
+def scoring_batches(feed: Feed, index: np.ndarray) -> Iterator[np.ndarray]:
+    """Samples `index` in groups of bounded size."""
     ends = np.cumsum(feed.lengths(index)) if len(index) else np.empty(0, np.int64)
-    logits, start = [], 0
+    start = 0
     while start < len(index):
         used = ends[start - 1] if start else 0
         stop = max(start + 1, min(start + SAMPLES, int(np.searchsorted(ends, used + BEHAVIOURS, side="right"))))
-        batch = feed.batch(index[start:stop], model)
-        with compute.autocast():
-            logits.append(model(batch, model.fetch(batch)).float())
-        progress.advance(stop - start)
+        yield index[start:stop]
         start = stop
-    return torch.cat(logits).cpu().numpy() if logits else np.empty((0, 0), np.float32)
+
+
+@torch.no_grad()
+def scores(
+    model: RankingModel, feed: Feed, compute: Compute, groups: Iterable[np.ndarray]
+) -> Generator[Tensor, None, None]:
+    """Logits of each group of samples, float32 [n, targets], on the device; scoring and profiling alike."""
+    model.eval()
+    with closing(feed.batches(groups, model)) as made:
+        while True:
+            with trace.part(trace.DATA):
+                batch = next(made, None)
+            if batch is None:
+                return
+            with trace.part(trace.FETCH):
+                rows = model.fetch(batch)
+            with trace.part(trace.NUMBERS), compute.autocast():
+                logits = model(batch, rows)
+            with trace.part(trace.LOSS):
+                found = logits.float()
+            del batch, rows
+            yield found
 
 
 def validate(logits: np.ndarray, feed: Feed, index: np.ndarray, targets: list[str]) -> dict[str, Any]:

@@ -6,6 +6,7 @@ everything within reach is scored, and only what is selected goes on, so no grad
 
 from __future__ import annotations
 
+from collections.abc import Generator, Iterable
 from dataclasses import replace
 from functools import partial
 
@@ -15,6 +16,8 @@ from torch import Tensor
 
 from lsm_cli.data.batches import Batch, Pointers, Queries
 from lsm_cli.data.orders import ragged_arange
+from lsm_cli.engine import trace
+from lsm_cli.engine.ahead import ahead
 from lsm_cli.engine.setup import Setup
 from lsm_cli.errors import InputError
 from lsm_cli.kernels.ragged import Segments
@@ -52,8 +55,11 @@ class Feed:
         self.user, self.labels = self.assembler.user, self.assembler.labels
         self.matches: MatchStatistics | None = setup.match_statistics()
         if self.file is None and self.options.method in ("hard", "hybrid"):
-            self.hard = HardSearch(setup.store, setup.hard_options())
+            self.hard = HardSearch(setup.store, setup.hard_options(), setup.recipe.engine.search_index)
         self.soft = self.file is None and self.options.method in BY_ATTENTION
+        self.shares = setup.recipe.engine.share_histories
+        # a soft search goes by the model as the step before left it, so its batches cannot be made ahead
+        self.depth = 0 if self.soft else setup.recipe.engine.prefetch
 
     def __len__(self) -> int:
         return len(self.assembler)
@@ -70,16 +76,29 @@ class Feed:
     def batch(self, index: np.ndarray, model: RankingModel) -> Batch:
         """The samples `index` on the device, with the behaviours that the model is to read."""
         with torch.no_grad():
-            if self.soft:
-                batch = self._softly(index, model)
-            else:
-                batch = self.assembler.batch(index, self._pointers(index)).to(self.device)
+            with trace.part(trace.SEARCH):
+                if self.soft:
+                    batch = self._softly(index, model)
+                else:
+                    read = self._pointers(index)
+            if not self.soft:
+                batch = self._assembled(index, read)
             if self.matches is not None:
-                queries = self.assembler.queries(index)
-                whole = replace(queries, first=self.assembler.store.offsets[queries.user])
-                found = self.matches(whole)
-                batch.matches = torch.from_numpy(found).to(self.device)
+                with trace.part(trace.NUMBERS):
+                    queries = self.assembler.queries(index)
+                    whole = replace(queries, first=self.assembler.store.offsets[queries.user])
+                    batch.matches = torch.from_numpy(self.matches(whole)).to(self.device)
         return batch
+
+    def batches(self, groups: Iterable[np.ndarray], model: RankingModel) -> Generator[Batch, None, None]:
+        """`batch` of each group of samples, in order; on a thread ahead of their use if the recipe says so."""
+        return ahead(lambda index: self.batch(index, model), groups, self.depth)
+
+    def _assembled(self, index: np.ndarray, read: Pointers | None) -> Batch:
+        with trace.part(trace.DATA):
+            batch = self.assembler.batch(index, read)
+        with trace.part(trace.COPY):
+            return batch.to(self.device)
 
     @torch.no_grad()
     def find(self, index: np.ndarray, model: RankingModel | None = None) -> Pointers:
@@ -117,7 +136,7 @@ class Feed:
         """Score everything within reach and read the best; a history that several candidates read is read once."""
         queries = self.assembler.queries(index)
         shared = share(queries)
-        if not shared.pays:
+        if not (self.shares and shared.pays):
             everything = self.assembler.batch(index).to(self.device)
             keys, query = model.keys(everything)
             return everything.select(*self._choose(self._scores(keys, query), keys.segments, queries))
@@ -125,7 +144,7 @@ class Feed:
         segments = Segments(torch.from_numpy(shared.offsets).to(self.device), shared.scores)
         found = self._choose(self._scores(history, query), segments, queries.take(shared.order))
         read = shared.pointers(*(part.cpu().numpy() for part in found))
-        return self.assembler.batch(index, read).to(self.device)
+        return self._assembled(index, read)
 
     def _jointly(
         self, index: np.ndarray, shared: Shared, queries: Queries, model: RankingModel

@@ -10,8 +10,10 @@ import torch
 
 from lsm_cli.data.batches import Assembler
 from lsm_cli.data.store import Field, Store
-from lsm_cli.engine.device import Compute, decide
+from lsm_cli.embedding.tables import Table
+from lsm_cli.engine.device import Compute, decide, pool_memory
 from lsm_cli.errors import InputError
+from lsm_cli.kernels import ragged
 from lsm_cli.models.heads import groups
 from lsm_cli.models.ranking import RankingModel
 from lsm_cli.recipe import Recipe
@@ -46,13 +48,26 @@ class Setup:
         statistics = store.statistics if recipe.data.statistics else []
         seen = [store.fields[name] for name in names if store.fields[name].in_history]
         groups(recipe.model.heads, seen, bool(recipe.model.temporal))
-        return cls(recipe, store, decide(recipe.train), [store.fields[name] for name in names], targets, statistics)
+        setup = cls(recipe, store, decide(recipe.train), [store.fields[name] for name in names], targets, statistics)
+        setup.activate()
+        return setup
+
+    def activate(self, model: RankingModel | None = None) -> None:
+        """Make this process, and a model, work as the recipe's [engine] says: kernels and the allocator are shared by
+        all setups of a process, so whoever turns from one to another says so."""
+        engine = self.recipe.engine
+        ragged.prefer(engine.kernels)
+        pool_memory(self.compute.device, engine.memory_pool)
+        for part in model.modules() if model is not None else ():
+            if isinstance(part, Table):
+                part.sparse = engine.sparse_rows
 
     def model(self) -> RankingModel:
         categories = self.store.category_rows if self.store.depth else None
         found = self.match_statistics()
         matches = len(found.names) if found else 0
         model = RankingModel(self.recipe, self.fields, len(self.targets), len(self.statistics), categories, matches)
+        self.activate(model)
         return model.to(self.compute.device)
 
     def assembler(self, split: str, shuffle_seed: int | None = None) -> Assembler:
@@ -77,6 +92,8 @@ class Setup:
                 options = self.hard_options()
                 indexed = all(level in self.store.index for level in options.levels if level != ANY)
                 how = "by the store's index" if indexed else "scanning every history: the store has no index of them"
+                if not self.recipe.engine.search_index:
+                    how = "scanning every history: engine.search_index is off"
                 parts.append(f"{options.top_k} by {' > '.join(options.levels)}, {how}")
             if search.method != "hard":
                 k = search.top_k - (self.hard_options().top_k if search.method == "hybrid" else 0)
@@ -117,6 +134,10 @@ class Setup:
         """What was decided and why, a line each."""
         model, train = self.recipe.model, self.recipe.train
         lines = [f"device     {self.compute.describe()}"]
+        standard = type(self.recipe.engine)()
+        changed = [f"{key} = {value}" for key, value in self.recipe.engine if value != getattr(standard, key)]
+        if changed:
+            lines.append(f"engine     {', '.join(changed)}")
         lines.append(f"fields     {', '.join(field.name for field in self.fields)}")
         lines.append(f"targets    {', '.join(self.targets)}")
         if model.sequence == "none" and not model.evidence:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import bisect
 import math
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -15,7 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lsm_cli.data.batches import Batch, epoch_order
-from lsm_cli.engine import evaluate, schedule
+from lsm_cli.engine import evaluate, schedule, trace
+from lsm_cli.engine.batching import Plan
 from lsm_cli.engine.feed import Feed
 from lsm_cli.engine.run import RunFolder
 from lsm_cli.engine.setup import Setup
@@ -56,6 +59,7 @@ class Trainer:
         run: where to write.
         progress: who watches.
         stop: asked after every step; True saves the state and raises `InterruptedRunError`.
+        model: goes on with this one instead of a fresh one.
     """
 
     def __init__(
@@ -64,14 +68,17 @@ class Trainer:
         run: RunFolder,
         progress: Progress | None = None,
         stop: Callable[[], bool] = lambda: False,
+        model: RankingModel | None = None,
     ) -> None:
         self.setup, self.run, self.progress, self.stop = setup, run, progress or Silent(), stop
         self.options = setup.recipe.train
         self.train = Feed(setup, "train")
-        self.valid = Feed(setup, "valid")
-        self.steps_per_epoch = math.ceil(len(self.train) / self.options.batch_size)
-        self.total = self.steps_per_epoch * self.options.epochs
-        self.model = setup.model()
+        every = np.arange(len(self.train))
+        self.plan = Plan(
+            setup.recipe, len(every), self.train.lengths(every) if setup.recipe.engine.token_budget else None
+        )
+        self.total = self.plan.total
+        self.model = setup.model() if model is None else model
         decays = [p for p in self.model.parameters() if p.ndim > 1]
         flat = [p for p in self.model.parameters() if p.ndim <= 1]
         self.dense = torch.optim.AdamW(
@@ -89,13 +96,17 @@ class Trainer:
         self.board = _board(self.options.tensorboard, run)
         self.saved = time.monotonic()
 
+    @cached_property
+    def valid(self) -> Feed:
+        return Feed(self.setup, "valid")
+
     # the loop
 
     def fit(self) -> None:
         """Train to the end, from wherever the run stands."""
         state = self.run.load_state()
         if state is None:
-            self._fit_scales()
+            self.fit_scales()
             self.run.write_metrics([])
         else:
             self._restore(state)
@@ -113,24 +124,27 @@ class Trainer:
         return self.model
 
     def _epoch(self, validate_at: set[int]) -> None:
-        order = epoch_order(len(self.train), self.options.seed, self.at.epoch)
-        size = self.options.batch_size
-        done = self.at.step - self.at.epoch * self.steps_per_epoch
+        batches, done = self.plan.batches(self.at.epoch), self.at.step - self.plan.start[self.at.epoch]
         if self.options.fresh_tables and self.at.epoch and not done:
             self.model.reset_tables()
         loss = torch.tensor(self.at.loss, device=self.setup.compute.device)
-        for number in range(done, self.steps_per_epoch):
+        with closing(self.updates(batches[done:])) as updates:
+            self._follow(updates, batches, done, loss, validate_at)
+
+    def _follow(
+        self, updates: Iterator[Tensor], batches: list[np.ndarray], done: int, loss: Tensor, validate_at: set[int]
+    ) -> None:
+        """Count, look, validate and save after every update of an epoch from the step `done` of it."""
+        for number in range(done, len(batches)):
             started = time.perf_counter()
-            index = order[number * size : (number + 1) * size]
-            loss += self._step(self.train.batch(index, self.model))
-            self.at.step += 1
-            self.at.samples += len(index)
+            loss += next(updates)
+            self.at.samples += len(batches[number])
             self.at.pending += 1
-            last = number + 1 == self.steps_per_epoch
+            last = number + 1 == len(batches)
             look = self.at.pending == CHECK_STEPS or last or self.at.step in validate_at
             mean = float(loss) / self.at.pending if look else 0.0  # waits for the device
             self.at.seconds += time.perf_counter() - started
-            self.progress.advance(len(index))
+            self.progress.advance(len(batches[number]))
             if look:
                 self._check(mean)
                 loss.zero_()
@@ -151,20 +165,48 @@ class Trainer:
                         "go on with --resume"
                     )
 
+    def updates(self, batches: Iterable[np.ndarray]) -> Generator[Tensor, None, None]:
+        """One update per group of samples; yields its detached loss, still on the device. What training and profiling
+        both go through."""
+        with closing(self.train.batches(batches, self.model)) as made:
+            while True:
+                with trace.part(trace.DATA):
+                    batch = next(made, None)
+                if batch is None:
+                    return
+                loss = self._step(batch)
+                del batch  # the next one is made without this one in memory
+                self.at.step += 1
+                yield loss
+
     def _step(self, batch: Batch) -> Tensor:
-        """One update; returns the detached loss, still on the device."""
         self.model.train()
         rate = schedule.factor(self.at.step, self.total, self.options)
         for group in self.dense.param_groups:
             group["lr"] = self.options.lr * rate
-        rows = self.model.fetch(batch)
-        with self.setup.compute.autocast():
+        with trace.part(trace.FETCH):
+            rows = self.model.fetch(batch)
+        with trace.part(trace.NUMBERS), self.setup.compute.autocast():
             logits = self.model(batch, rows)
-        loss = self._loss(logits.float(), batch.labels)
-        self.dense.zero_grad(set_to_none=True)
-        self.scaler.scale(loss).backward()
+        with trace.part(trace.LOSS):
+            loss = self._loss(logits.float(), batch.labels)
+        with trace.part(trace.BACKWARD):
+            self.dense.zero_grad(set_to_none=True)
+            self.scaler.scale(loss).backward()
+        with trace.part(trace.OPTIMISER):
+            moved = self._move(self.model.leaves(rows))
+        if moved:
+            with trace.part(trace.ROWS):
+                self.model.update(rows, self.options.table_lr * (rate if self.options.table_decay else 1.0))
+        if self.average:
+            with trace.part(trace.OPTIMISER):
+                keep = min(self.options.ema, (1 + self.at.step) / (10 + self.at.step))  # soon forget the first weights
+                torch._foreach_lerp_(self.average, [p.detach() for p in self.parameters], 1 - keep)
+        return loss.detach()
+
+    def _move(self, leaves: list[Tensor]) -> bool:
+        """Unscale and clip all gradients and move the dense weights; False = fp16 overflowed, the step is skipped."""
         self.scaler.unscale_(self.dense)
-        leaves = self.model.leaves(rows)
         if self.scaler.is_enabled():
             for leaf in leaves:
                 if leaf.grad is not None:
@@ -176,12 +218,7 @@ class Trainer:
         before = self.scaler.get_scale()
         self.scaler.step(self.dense)
         self.scaler.update()
-        if not self.scaler.is_enabled() or self.scaler.get_scale() >= before:  # else fp16 overflowed: skip the step
-            self.model.update(rows, self.options.table_lr * (rate if self.options.table_decay else 1.0))
-        if self.average:
-            keep = min(self.options.ema, (1 + self.at.step) / (10 + self.at.step))  # forget the initial weights soon
-            torch._foreach_lerp_(self.average, [p.detach() for p in self.parameters], 1 - keep)
-        return loss.detach()
+        return not self.scaler.is_enabled() or self.scaler.get_scale() >= before
 
     def _loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Weighted sum over targets of the mean log loss over the samples where the target was observed."""
@@ -192,11 +229,11 @@ class Trainer:
     # validation and the best weights
 
     def _validation_steps(self) -> set[int]:
-        share = self.steps_per_epoch / self.options.evaluations
+        parts = self.options.evaluations
         return {
-            epoch * self.steps_per_epoch + max(1, round(share * (place + 1)))
+            self.plan.start[epoch] + max(1, round(self.plan.steps(epoch) / parts * (place + 1)))
             for epoch in range(self.options.epochs)
-            for place in range(self.options.evaluations)
+            for place in range(parts)
         }
 
     def _validate(self, loss: float) -> None:
@@ -216,7 +253,7 @@ class Trainer:
                 self.at.worse += 1
         line = {
             "step": self.at.step,
-            "epoch": round(self.at.step / self.steps_per_epoch, 4),
+            "epoch": round(self._epochs(), 4),
             "train_loss": loss,
             "valid": found,
             "metric": quality,
@@ -236,6 +273,11 @@ class Trainer:
         if self.options.patience and self.at.worse >= self.options.patience:
             self.at.finished = True
         self._save()
+
+    def _epochs(self) -> float:
+        """Passes over the data so far."""
+        epoch = bisect.bisect_right(self.plan.start, self.at.step - 1) - 1
+        return epoch + (self.at.step - self.plan.start[epoch]) / self.plan.steps(epoch)
 
     def _quality(self, found: dict[str, Any]) -> float:
         """The recipe's metric, averaged over targets; larger is better."""
@@ -269,8 +311,9 @@ class Trainer:
 
     # state
 
-    def _fit_scales(self) -> None:
-        index = epoch_order(len(self.train), self.options.seed, 1 << 30)[:FIT_SAMPLES]
+    def fit_scales(self, samples: int = FIT_SAMPLES) -> None:
+        """Take the scale of numeric features from some training samples."""
+        index = epoch_order(len(self.train), self.options.seed, 1 << 30)[:samples]
         values = [
             self.model.numbers(self.train.batch(index[start : start + 4096], self.model))
             for start in range(0, len(index), 4096)

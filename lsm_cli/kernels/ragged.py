@@ -31,6 +31,15 @@ from torch import Tensor
 warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")  # torch says so once a process
 
 
+_preferred = "auto"
+
+
+def prefer(kernels: str) -> None:
+    """What this process uses from now on: `auto`, `compiled` (`small` only where it must) or `eager` (reference)."""
+    global _preferred
+    _preferred = kernels
+
+
 class Segments:
     """Which behaviour belongs to which sample: offsets int64 [B + 1], sample b owns offsets[b]:offsets[b + 1]."""
 
@@ -79,7 +88,10 @@ class Occurrences:
 
 def _choose(rows: int, segments: Segments, ids: Tensor) -> str:
     """`small` where [B, R] is no larger than a few times the batch; the sampled product also needs N <= B R."""
-    if rows * segments.size <= 4 * segments.total + 1024:
+    if _preferred == "eager":
+        return "reference"
+    few = segments.total - 1 if _preferred == "compiled" else 4 * segments.total + 1024
+    if rows * segments.size <= few:
         return "small"
     return "reference" if ids.is_cuda else "compiled"
 
@@ -168,7 +180,7 @@ class _Take(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> Any:
         at = ctx.at
         out = grad.new_zeros(at.rows, grad.shape[1])
-        if grad.is_cuda:
+        if grad.is_cuda or at.method == "reference":
             return out.index_add_(0, at.ids, grad), None
         present, starts, order = at.grouped
         return out.index_copy_(0, present, F.embedding_bag(order, grad.contiguous(), starts, mode="sum")), None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
@@ -11,10 +12,11 @@ body{font:15px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding
 h1{font-size:1.5rem}h2{font-size:1.1rem;margin-top:2rem}
 table{border-collapse:collapse;font-variant-numeric:tabular-nums}
 th,td{padding:.25rem .7rem;text-align:right;border-bottom:1px solid #e3e7ec}
-th:first-child,td:first-child{text-align:left}th{font-weight:600;color:#55606e}
+th:first-child,td:first-child,td.text{text-align:left}th{font-weight:600;color:#55606e}
 pre{background:#f5f7f9;padding:1rem;overflow:auto;font-size:13px}svg text{font:12px system-ui,sans-serif;fill:#55606e}
 """
 COLOURS = ("#2563eb", "#d9480f", "#2b8a3e", "#862e9c", "#b8860b", "#0b7285")
+SHADES = (*COLOURS, "#6b7280", "#be185d", "#4d7c0f", "#1e3a8a", "#9a3412", "#94a3b8")
 WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 640, 260, 64, 16, 16, 40
 
 
@@ -30,10 +32,7 @@ class Page:
 
     def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
         head = "".join(f"<th>{escape(column)}</th>" for column in columns)
-        body = "".join(
-            "<tr>" + "".join(f"<td>{'–' if cell is None else escape(str(cell))}</td>" for cell in row) + "</tr>"
-            for row in rows
-        )
+        body = "".join("<tr>" + "".join(_cell(cell) for cell in row) + "</tr>" for row in rows)
         self.parts.append(f"<h2>{escape(title)}</h2><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>")
 
     def code(self, title: str, text: str) -> None:
@@ -61,12 +60,12 @@ class Page:
                 long = (WIDTH - 260) * values.get(name, 0) / most
                 shape = f'x="{left:.1f}" y="{top + 4}" width="{long:.1f}" height="18"'
                 told = f"<title>{escape(kind)} {values.get(name, 0):,.3g}{escape(unit)}</title>"
-                drawn.append(f'<rect {shape} fill="{COLOURS[place % len(COLOURS)]}">{told}</rect>')
+                drawn.append(f'<rect {shape} fill="{SHADES[place % len(SHADES)]}">{told}</rect>')
                 left += long
             value = f"{sums[name]:,.0f}" if sums[name] >= 1000 else f"{sums[name]:.3g}"
             drawn.append(f'<text x="{left + 8:.1f}" y="{top + 17}">{value}{escape(unit)}</text>')
         legend = "".join(
-            f'<span style="color:{COLOURS[place % len(COLOURS)]}">■</span> {escape(kind)} &nbsp; '
+            f'<span style="color:{SHADES[place % len(SHADES)]}">■</span> {escape(kind)} &nbsp; '
             for place, kind in enumerate(series)
             if len(series) > 1
         )
@@ -74,12 +73,74 @@ class Page:
         size = f'viewBox="0 0 {WIDTH} {26 * len(names)}" width="{WIDTH}" height="{26 * len(names)}"'
         self.parts.append(f'<h2>{escape(title)}</h2>{legend}<svg {size} role="img">{"".join(drawn)}</svg>')
 
+    def timeline(self, title: str, points: Sequence[tuple[float, str]], unit: str = "") -> None:
+        """A value over time, the area under it coloured by what was going on."""
+        if not points:
+            return
+        kinds = list(dict.fromkeys(kind for _, kind in points))
+        shade = {kind: SHADES[place % len(SHADES)] for place, kind in enumerate(kinds)}
+        most, wide = max(value for value, _ in points) or 1.0, (WIDTH - LEFT - RIGHT) / len(points)
+        drawn = []
+        for step in range(5):
+            down = HEIGHT - 10 - (HEIGHT - 20) * step / 4
+            drawn.append(f'<line x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{down}" y2="{down}" stroke="#e3e7ec"/>')
+            drawn.append(f'<text x="{LEFT - 8}" y="{down + 4}" text-anchor="end">{most * step / 4:.3g}{unit}</text>')
+        for place, (value, kind) in enumerate(points):
+            tall = (HEIGHT - 20) * value / most
+            shape = f'x="{LEFT + place * wide:.1f}" y="{HEIGHT - 10 - tall:.1f}" width="{wide + 0.3:.1f}"'
+            told = f"<title>{escape(kind)}: {value:.4g}{escape(unit)}</title>"
+            drawn.append(f'<rect {shape} height="{tall:.1f}" fill="{shade[kind]}">{told}</rect>')
+        legend = "".join(f'<span style="color:{shade[kind]}">■</span> {escape(kind)} &nbsp; ' for kind in kinds)
+        size = f'viewBox="0 0 {WIDTH} {HEIGHT}" width="{WIDTH}" height="{HEIGHT}"'
+        self.parts.append(f'<h2>{escape(title)}</h2><p>{legend}</p><svg {size} role="img">{"".join(drawn)}</svg>')
+
+    def roofline(self, title: str, bandwidth: float, peak: float, points: Mapping[str, tuple[float, float]]) -> None:
+        """FLOP/s over FLOP per byte, both logarithmic, under what bandwidth (byte/s) and peak (FLOP/s) allow."""
+        ridge = peak / bandwidth
+        many = [ridge / 100, ridge * 100, *(x for x, _ in points.values())]
+        low, high = math.floor(math.log10(min(many))), math.ceil(math.log10(max(many)))
+        bottom = math.floor(math.log10(min([bandwidth * 10.0**low, *(y for _, y in points.values())])))
+        top = math.ceil(math.log10(peak * 1.01))
+
+        def place(x: float, y: float) -> tuple[float, float]:
+            across = LEFT + (math.log10(x) - low) / (high - low) * (WIDTH - LEFT - RIGHT)
+            down = HEIGHT - BOTTOM - (math.log10(y) - bottom) / (top - bottom) * (HEIGHT - TOP - BOTTOM)
+            return round(across, 1), round(down, 1)
+
+        drawn = []
+        for power in range(bottom, top + 1):
+            _, down = place(1, 10.0**power)
+            drawn.append(f'<line x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{down}" y2="{down}" stroke="#e3e7ec"/>')
+            drawn.append(f'<text x="{LEFT - 8}" y="{down + 4}" text-anchor="end">1e{power}</text>')
+        for power in range(low, high + 1):
+            across, _ = place(10.0**power, peak)
+            drawn.append(f'<text x="{across}" y="{HEIGHT - BOTTOM + 20}" text-anchor="middle">{10.0**power:g}</text>')
+        roof = [place(10.0**low, bandwidth * 10.0**low), place(ridge, peak), place(10.0**high, peak)]
+        path = " ".join(f"{x},{y}" for x, y in roof)
+        drawn.append(f'<polyline points="{path}" fill="none" stroke="#55606e" stroke-width="2"/>')
+        for number, (name, point) in enumerate(points.items()):
+            across, down = place(*point)
+            drawn.append(f'<circle cx="{across}" cy="{down}" r="5" fill="{COLOURS[number % len(COLOURS)]}"/>')
+            drawn.append(f'<text x="{across + 9}" y="{down + 4}">{escape(name)}</text>')
+        label = (
+            f'<text x="{WIDTH / 2}" y="{HEIGHT - 4}" text-anchor="middle">FLOP per byte (across), FLOP/s (up)</text>'
+        )
+        size = f'viewBox="0 0 {WIDTH} {HEIGHT}" width="{WIDTH}" height="{HEIGHT}"'
+        self.parts.append(f'<h2>{escape(title)}</h2><svg {size} role="img">{"".join(drawn)}{label}</svg>')
+
     def render(self) -> str:
         return (
             '<!doctype html><html lang="en"><head><meta charset="utf-8">'
             f"<title>{escape(self.title)}</title><style>{STYLE}</style></head>"
             f"<body><h1>{escape(self.title)}</h1>{''.join(self.parts)}</body></html>\n"
         )
+
+
+def _cell(value: Any) -> str:
+    """Numbers to the right, words to the left."""
+    text = "–" if value is None else str(value)
+    kind = ' class="text"' if text[:1].isalpha() else ""
+    return f"<td{kind}>{escape(text)}</td>"
 
 
 def _chart(series: Mapping[str, Sequence[tuple[float, float]]], points: Sequence[tuple[float, float]]) -> str:

@@ -46,13 +46,13 @@ class HardOptions:
 
 
 class HardSearch:
-    """Searches the trajectories of one store; without an index every history is scanned."""
+    """Searches the trajectories of one store; without an index, or unless `by_index`, every history is scanned."""
 
-    def __init__(self, store: Store, options: HardOptions) -> None:
+    def __init__(self, store: Store, options: HardOptions, by_index: bool = True) -> None:
         self.store, self.options = store, options
         self.budgets = [min(options.budgets.get(level, options.top_k), options.top_k) for level in options.levels]
         self.values = [None if level == ANY else EventValues(store, level) for level in options.levels]
-        self.indexed = all(level in store.index for level in options.levels if level != ANY)
+        self.indexed = by_index and all(level in store.index for level in options.levels if level != ANY)
         self.orders = [Order(store, level) if self.indexed and level != ANY else None for level in options.levels]
         # within one taxonomy the level just below tells: whatever matches further down matches there too
         self.finer = [_telling(store, options.levels[:place]) for place in range(len(options.levels))]

@@ -1,0 +1,102 @@
+"""What a recipe will need on a store, without running it: no table of it is made and none of its steps is taken.
+
+The lengths of the histories say which step of the epoch is the heaviest and how much it reads. How much memory it takes
+for each sample is rehearsed: two small draws of that step, of the same mean length, go through the same code with
+tables of a few rows. Memory of a step is linear in its size; what the real tables hold, and the rows that the real step
+touches, are counted. So the estimate follows any change of the models by itself.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from lsm_cli.engine.profiling import memory, roofline
+from lsm_cli.engine.profiling.work import Phase, Work
+from lsm_cli.engine.setup import Setup
+
+FEW_ROWS = 2048  # of a rehearsal's tables; those of category levels are as they are
+SHARES = (8, 4)  # a rehearsal takes one in so many samples
+LEAST = 16  # samples of a rehearsal, at least
+
+
+def estimate(setup: Setup, phase: Phase) -> dict[str, Any]:
+    """Memory and traffic of the epoch's heaviest step.
+
+    Returns:
+        peak_allocated (bytes), moved_bytes, samples, behaviours, rows: {field: distinct rows}, tables (bytes of tables
+        and the state of their optimisers).
+    """
+    few = [field if field.level else replace(field, rows=min(field.rows, FEW_ROWS)) for field in setup.fields]
+    before = memory.baseline(setup.compute.device)
+    work = Work(replace(setup, fields=few), phase)
+    group = work.heaviest()
+    draws = [_draw(work, group, share) for share in SHARES]
+    for _ in work.steps(draws):  # what libraries keep from their first calls on is no part of the slope
+        pass
+    rehearsals = [_rehearse(work, draw, before) for draw in draws]
+    touched = _distinct(setup, work, group)
+    training = phase == "train"
+    peak = max(
+        _extended([(size, parts[name]) for size, parts, _ in rehearsals], len(group)) for name in rehearsals[0][1]
+    )  # each part of a step grows on a line of its own
+    moved = _extended([(size, bytes_) for size, _, bytes_ in rehearsals], len(group))
+    tables = 0
+    for space in work.model.spaces:
+        dim, names = space.dim, space.bank.names
+        state = 4 if setup.recipe.train.table_optimizer == "adagrad" else 8 * dim + 4
+        a_row = (12 if training else 4) * dim + 8  # values, their gradient, their step; the row's number
+        scratch = 4 if setup.compute.device.type == "cpu" else 0
+        for field, small in zip(setup.fields, few, strict=True):
+            if field.name in names:
+                tables += field.rows * (4 * dim + state)
+                peak += (field.rows - small.rows) * (4 * dim + state + scratch)
+                peak += touched[field.name] * a_row
+                moved += touched[field.name] * (8 * dim if not training else 24 * dim)
+    return {
+        "peak_allocated": int(peak),
+        "moved_bytes": int(moved),
+        "samples": len(group),
+        "behaviours": work.behaviours(group),
+        "rows": touched,
+        "tables": tables,
+    }
+
+
+def _rehearse(work: Work, group: np.ndarray, before: int) -> tuple[int, dict[str, float], float]:
+    """(samples, peak bytes by part, bytes moved) of a small step, without what its distinct rows take."""
+    training, rows_take = work.phase == "train", 0
+    parts = memory.watch_step(work, before, group)["parts"]
+    moved, _ = roofline.tally(work, group)
+    batch = work.feed.batch(group, work.model)
+    for leaf in work.model.leaves(work.model.fetch(batch)):
+        rows, dim = leaf.shape
+        rows_take += rows * ((12 if training else 4) * dim + 8)
+        moved -= rows * (24 if training else 8) * dim
+    return len(group), {name: peak - rows_take for name, peak in parts.items()}, moved
+
+
+def _extended(rehearsals: list[tuple[int, float]], samples: int) -> float:
+    """The line through two rehearsals, at the size of the real step."""
+    (small, low), (large, high) = rehearsals
+    return high + (high - low) / max(large - small, 1) * (samples - large)
+
+
+def _draw(work: Work, group: np.ndarray, share: int) -> np.ndarray:
+    """One in so many samples of a step, evenly over the lengths of their histories."""
+    ordered = group[np.argsort(work.feed.lengths(group), kind="stable")]
+    count = min(len(group), max(len(group) // share, LEAST * SHARES[0] // share))
+    places = (np.arange(count) + 0.5) * len(group) / max(count, 1)
+    return ordered[places.astype(np.int64)]
+
+
+def _distinct(setup: Setup, work: Work, group: np.ndarray) -> dict[str, int]:
+    """Distinct rows of each field's real table that a step touches."""
+    batch = work.feed.batch(group, work.model)
+    found = {}
+    for field in setup.fields:
+        ids = [part[field.name].numpy(force=True) for part in (batch.history, batch.target) if field.name in part]
+        found[field.name] = min(len(np.unique(np.concatenate(ids))), field.rows) if ids else 0
+    return found
