@@ -171,10 +171,11 @@ class TrainOptions(Options):
 class EngineOptions(Options):
     """How the work is done. Results are the same within rounding; `lsm profile --ablate` says what each is worth."""
 
-    kernels: Literal["auto", "compiled", "eager"] = Field(
+    kernels: Literal["auto", "triton", "compiled", "eager"] = Field(
         "auto",
-        description="attention over histories: compiled = fused gathers and sums, eager = written out behaviour by "
-        "behaviour, auto = compiled, and matrix products for tables of few rows",
+        description="attention over histories: triton = in one pass over each, compiled = fused gathers and sums, eager "
+        "= written out behaviour by behaviour; auto = triton on a GPU that has it, else compiled, with matrix products "
+        "for tables of few rows",
     )
     sparse_rows: bool = Field(
         True, description="read and update only the embedding rows of a step, instead of whole tables (Adagrad only)"

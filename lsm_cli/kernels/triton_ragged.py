@@ -10,6 +10,9 @@ Shapes: S samples, H heads, N behaviours, G chunks. Columns are of two kinds: th
 for each row of small tables, of which behaviours carry one each (a mark).
 """
 
+# mypy: ignore-errors
+# ruff: noqa: RUF005 (Triton knows no unpacking)
+
 from __future__ import annotations
 
 import triton
@@ -118,7 +121,7 @@ def _store(out, sums, scales, AT: tl.constexpr, DIMS: tl.constexpr, PADS: tl.con
             tl.store(line + AT[part] + column, total, mask=column < DIMS[part])
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["total"])
 def forward(
     asked, bias, keys, key_ids, key_marks, values, value_ids, value_marks,
     owner, first, begin, until, lies, total, parts, sizes,
@@ -166,7 +169,7 @@ def forward(
     _store(parts, sums, scales, V_AT, V_DIMS, V_PADS, V_ALL)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["total"])
 def backward(
     asked, bias, keys, key_ids, key_marks, values, value_ids, value_marks,
     owner, first, begin, until, lies, total, grad, logsum, delta,
@@ -239,8 +242,8 @@ def backward(
     _store(parts, sums, ones, K_AT, K_DIMS, K_PADS, K_ALL)
 
 
-@triton.jit
-def join(parts, sizes, first, count, out, logsum, H: tl.constexpr, ALL, WEIGHTED: tl.constexpr, BLOCK: tl.constexpr):
+@triton.jit(do_not_specialize=["ALL"])
+def join(parts, sizes, first, count, out, logsum, ALL, H: tl.constexpr, WEIGHTED: tl.constexpr, BLOCK: tl.constexpr):
     """The chunks of one sample and head: means by their log-sum-exp if WEIGHTED, else sums; parts [G, H, ALL]."""
     sample, head = tl.program_id(0).to(tl.int64), tl.program_id(1)
     column = tl.program_id(2) * BLOCK + tl.arange(0, BLOCK)
@@ -272,7 +275,7 @@ def join(parts, sizes, first, count, out, logsum, H: tl.constexpr, ALL, WEIGHTED
     tl.store(out + at * ALL + column, total, mask=column < ALL)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["total"])
 def spread(
     order, row, slope, weights, asked, grad, owner, first, begin, until, total, parts,
     K_AT: tl.constexpr, K_ALL: tl.constexpr, V_AT: tl.constexpr, V_ALL: tl.constexpr, DIM: tl.constexpr,
@@ -307,7 +310,7 @@ def spread(
     tl.store(parts + tl.program_id(0).to(tl.int64) * DIM + column, found, mask=column < DIM)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["total"])
 def score(
     asked, bias, keys, key_ids, key_marks, values, value_ids, value_marks,
     owner, first, begin, until, lies, total, out,
