@@ -139,6 +139,9 @@ class TrainOptions(Options):
     table_optimizer: Literal["adagrad", "adam"] = Field(
         "adagrad", description="row-wise Adagrad, or Adam that moves only the rows of the step"
     )
+    table_dtype: Literal["fp32", "bf16"] = Field(
+        "fp32", description="how embedding rows are kept; bf16 = in half the memory, rounded up or down by chance"
+    )
     table_decay: bool = Field(False, description="let the rows' learning rate follow warm-up and decay as well")
     fresh_tables: bool = Field(
         True,
@@ -173,9 +176,9 @@ class EngineOptions(Options):
 
     kernels: Literal["auto", "triton", "compiled", "eager"] = Field(
         "auto",
-        description="attention over histories: triton = in one pass over each, compiled = fused gathers and sums, eager "
-        "= written out behaviour by behaviour; auto = triton on a GPU that has it, else compiled, with matrix products "
-        "for tables of few rows",
+        description="attention over histories: triton = in one pass over each, compiled = fused gathers and sums, "
+        "eager = written out behaviour by behaviour; auto = triton on a GPU that has it, else compiled, with matrix "
+        "products for tables of few rows",
     )
     sparse_rows: bool = Field(
         True, description="read and update only the embedding rows of a step, instead of whole tables (Adagrad only)"

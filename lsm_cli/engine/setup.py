@@ -58,7 +58,7 @@ class Setup:
         engine = self.recipe.engine
         if engine.kernels == "triton" and not fused.available(self.compute.device.type):
             raise InputError(
-                "engine.kernels = 'triton' needs a GPU and the package triton, or TRITON_INTERPRET=1 to try it, slowly, "
+                "engine.kernels = 'triton' needs a GPU and the package triton, or TRITON_INTERPRET=1 to try it slowly "
                 "on the CPU; use auto"
             )
         ragged.prefer(engine.kernels)
