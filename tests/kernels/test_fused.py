@@ -4,6 +4,8 @@ interpreter on the CPU, and on a GPU with -m gpu."""
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -15,7 +17,7 @@ from lsm_cli.kernels import fused, ragged
 from lsm_cli.kernels.ragged import Occurrences, Part, Reads, Segments
 
 if not torch.cuda.is_available():
-    os.environ["TRITON_INTERPRET"] = "1"  # read when the kernels are first imported
+    os.environ.setdefault("TRITON_INTERPRET", "1")  # read when the kernels are first imported
 pytest.importorskip("triton", reason="the fused kernels need the package triton (extra `triton`)")
 
 BLOCK, CHUNK = 8, 16
@@ -209,6 +211,15 @@ def test_no_samples_and_large_logits() -> None:
     case = Case([4], [(30, 4)], [], biased=False)
     case.queries = [query.detach() * 1e4 for query in case.queries]
     torch.testing.assert_close(case.fused(), case.written_out())
+
+
+def test_kernels_compile_for_a_gpu_that_is_not_there() -> None:
+    """What the interpreter accepts the compiler may refuse."""
+    command = [sys.executable, "-m", "tests.kernels.compiling"]
+    done = subprocess.run(command, env=os.environ | {"TRITON_INTERPRET": "0"}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    names = {line.split()[0] for line in done.stdout.splitlines()}
+    assert names == {"forward", "backward", "join", "spread", "score", "adagrad", "adam"}
 
 
 @pytest.mark.gpu
