@@ -185,11 +185,6 @@ def evaluate(
     shuffle_history: Annotated[
         bool, typer.Option("--shuffle-history", help="Also score with other users' histories, as a control.")
     ] = False,
-    attention: Annotated[
-        bool,
-        typer.Option("--attention", help="Also show where attention goes; pictures in attention.html of the run."),
-    ] = False,
-    sample: Annotated[int, typer.Option(help="Samples on which attention is looked at.", min=1)] = 5000,
     baseline: Annotated[
         Path | None,
         typer.Option(help="Run to compare with: differences with intervals, and what they are worth."),
