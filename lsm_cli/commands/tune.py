@@ -86,7 +86,7 @@ def tune(
     with stoppable() as asked, _watched(console, tuning) as tick:
         job = Job(
             str(out), str(data), url, wanted.trials, deadline, tuning.begun.isoformat(), plan.recipe.train.threads,
-            once=_costs_memory(plan),
+            once=_costs_memory(plan), parent=os.getpid(),
         )  # fmt: skip
 
         def stop() -> bool:

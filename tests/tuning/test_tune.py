@@ -7,8 +7,12 @@ import os
 import random
 import resource
 import signal
+import subprocess
+import sys
 import threading
 import time
+from dataclasses import asdict
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +26,7 @@ from lsm_cli.commands.tune import parse_seconds
 from lsm_cli.engine.train import Trainer
 from lsm_cli.errors import InputError
 from lsm_cli.main import app
+from lsm_cli.tuning.worker import Job
 from tests.small import write_store
 from tests.tuning.helpers import SPACE, TINY, found, kill, opened, outcome, start, trials, tune, wait_for
 
@@ -353,3 +358,17 @@ def test_a_study_can_live_in_sqlite(small_store: Path, tmp_path: Path) -> None:
     assert value["trials"]["complete"] + value["trials"]["pruned"] == 3
     assert (tmp_path / "trials.db").exists() and not (out / "journal.log").exists()
     assert len(opened(out).trials()) == 3
+
+
+def test_a_worker_whose_command_is_gone_takes_no_trial(study: tuple[Path, dict[str, Any]], small_store: Path) -> None:
+    """The command may be killed before its workers have begun."""
+    out, _ = study
+    before = outcome(out)
+    job = Job(
+        str(out), str(small_store), str(out / "journal.log"), len(before) + 1, None, datetime.now().isoformat(), 1,
+        once=False, parent=2**22 + 1,
+    )  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-m", "lsm_cli.tuning.worker"], input=json.dumps(asdict(job)), text=True, check=True
+    )
+    assert done.returncode == 0 and outcome(out) == before
