@@ -214,6 +214,12 @@ def conclusions(found: dict[str, Any]) -> list[str]:
         f"memory utilisation (allocated / reserved at the peak): {pool['with']:.1%} with the pool, "
         f"{pool['without']:.1%} without; the paper reports {detail['paper']['memory_utilisation']:+.1%} on GPUs"
     )
+    if detail["load"] > detail["cpus"] + 0.5:
+        lines.append(
+            f"the machine is busy (load {detail['load']:.1f} on {detail['cpus']} CPUs): ratios by the clock are unsure, "
+            "those of CPU time less so; repeat this on a quiet machine"
+        )
+        return lines
     slower = [name for name, entry in detail["techniques"].items() if entry["in_recipe"] and entry["high"] < 1]
     faster = [name for name, entry in detail["techniques"].items() if not entry["in_recipe"] and entry["low"] > 1.02]
     if slower:

@@ -6,6 +6,7 @@ ratio is the time without it over the time with it, its median over the rounds; 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -113,7 +114,7 @@ def ablate(work: Work, steps: int, rounds: int, before: int, progress: Progress 
     Returns:
         techniques: {name: {what, key, on, off, in_recipe, ratio, low, high (quartiles over the rounds), cpu_ratio
         (of the CPU seconds, which other processes disturb less), difference (the largest change of a score, relative to
-        their spread)}}; together: time with all off to that of the recipe, together_cpu;
+        their spread)}}; together: time with all off to that of the recipe, together_cpu; load, cpus;
         memory_utilisation: allocated over reserved at the peak {with, without} the pool; paper.
     """
     progress = progress or Silent()
@@ -158,7 +159,7 @@ def ablate(work: Work, steps: int, rounds: int, before: int, progress: Progress 
     setup.activate(work.model)
     return {
         "techniques": found, "together": together[0], "together_cpu": together[1], "memory_utilisation": pool,
-        "paper": PAPER, "rounds": rounds,
+        "paper": PAPER, "rounds": rounds, "load": os.getloadavg()[0], "cpus": os.cpu_count() or 1,
     }  # fmt: skip
 
 
