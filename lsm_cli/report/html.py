@@ -173,7 +173,7 @@ class Page:
             for place, values in enumerate(series.values()):
                 long, down = (WIDTH - 260) * values.get(name, 0) / most, top + 4 + thick * place
                 shape = f'x="160" y="{down}" width="{long:.1f}" height="{thick - 2}"'
-                drawn.append(f'<rect {shape} fill="{COLOURS[place % len(COLOURS)]}"></rect>')
+                drawn.append(f'<rect {shape} fill="{SHADES[place % len(SHADES)]}"></rect>')
                 value = f"{values.get(name, 0):.3g}{escape(unit)}"
                 drawn.append(f'<text x="{168 + long:.1f}" y="{down + 9}" style="font-size:10px">{value}</text>')
         size = f'viewBox="0 0 {WIDTH} {high * len(names)}" width="{WIDTH}" height="{high * len(names)}"'
