@@ -7,7 +7,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-from hypothesis import assume, given, settings
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
@@ -99,7 +99,6 @@ def test_any_text_and_numbers_make_a_page(text: str, series: dict) -> None:
     assert json.dumps(found)
 
 
-@settings(deadline=None)
 @UNHURRIED
 @given(st.floats(-1e6, 1e6), st.floats(1e-6, 1e6))
 def test_ticks_are_few_and_within(low: float, width: float) -> None:
