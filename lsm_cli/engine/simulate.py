@@ -16,7 +16,8 @@ from functools import partial
 import numpy as np
 
 from lsm_cli.data.store import MISSING, Store
-from lsm_cli.data.synth.world import DOMAINS, Drawn, Events, candidates, chances, history_sums, rounds, trace
+from lsm_cli.data.synth.slates import candidates
+from lsm_cli.data.synth.world import DOMAINS, Drawn, Events, chances, history_sums, rounds, trace
 from lsm_cli.data.synth.worlds import DAY
 from lsm_cli.data.views import Grown
 from lsm_cli.engine.compare import Difference, Resampling

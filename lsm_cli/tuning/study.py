@@ -208,7 +208,7 @@ class Tuning:
             thread.join()
 
     def give_back(self, trial_id: int) -> None:
-        """Queue a trial again that was not finished, unsigned, lest whoever takes it next be taken for its last owner."""
+        """Queue a trial again that was not finished; unsigned, so that its next owner is not taken for its last."""
         with suppress(UpdateFinishedTrialError):
             self._storage.set_trial_user_attr(trial_id, "owner", None)
             self._storage.set_trial_state_values(trial_id, TrialState.WAITING)

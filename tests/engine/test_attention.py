@@ -140,6 +140,8 @@ def test_the_command_shows_tables_and_writes_a_page(small_store: Path, tmp_path:
         assert text in shown.output
     page = (run / "attention.html").read_text()
     assert "<svg" in page and "<script" not in page and "http" not in page
+    both = call(app, ["eval", str(run), "--attention", "--ads-only"])
+    assert both.exit_code == 2 and "--attention looks at one run by itself" in both.output
     found = json.loads(call(app, ["eval", str(run), "--attention", "--sample", "50", "--json"]).stdout)
     assert found["attention"]["samples"] == 50 and "auc" in found["test"]["click"]
 

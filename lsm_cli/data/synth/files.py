@@ -26,6 +26,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
+from lsm_cli.data.synth.slates import POLICY, Slates, candidates
 from lsm_cli.data.synth.world import (
     ACTIONS,
     DOMAINS,
@@ -33,9 +34,7 @@ from lsm_cli.data.synth.world import (
     Drawn,
     Events,
     Requests,
-    Slates,
     ancestor,
-    candidates,
     chances,
     history_sums,
 )
@@ -171,7 +170,7 @@ def _slate_truth(drawn: Drawn, slates: Slates) -> dict[str, Any]:
         "slates": {
             "candidates": slates.item.shape[1],
             "from": split_dates(world)["test"],
-            "policy": "a fifth of the time any of the candidates, else in proportion to their ads' popularity",
+            "policy": POLICY,
         },
         "options": {"behaviours": world.behaviours, "impressions": world.impressions},
     }

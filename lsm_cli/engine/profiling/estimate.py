@@ -55,6 +55,9 @@ def estimate(setup: Setup, phase: Phase) -> dict[str, Any]:
                 peak += (field.rows - small.rows) * (4 * dim + state + scratch)
                 peak += touched[field.name] * a_row
                 moved += touched[field.name] * (8 * dim if not training else 24 * dim)
+    if work.model.items is not None:  # the item graph's vectors, a row for every item
+        real, fewer = (next(field.rows for field in fields if field.name == "item") for fields in (setup.fields, few))
+        peak += (real - fewer) * sum(vectors.nbytes for vectors in work.model.items.buffers()) / fewer
     return {
         "peak_allocated": int(peak),
         "moved_bytes": int(moved),
