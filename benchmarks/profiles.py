@@ -18,7 +18,7 @@ from typing import Any
 from accuracy import call
 
 HERE = Path(__file__).parent
-ABLATED = [("stacked_tin", "train", 200), ("stacked_tin", "train", 1000), ("stacked_tin", "infer", 200)]
+ABLATED = [("stacked_tin", "train", 200), ("stacked_tin", "infer", 200), ("stacked_tin", "train", 1000)]
 ESTIMATED = [("dnn", 0), ("din", 200), ("dare", 1000), ("hier_hard", 50), ("stacked_tin", 50)]
 
 
@@ -51,8 +51,15 @@ def main() -> None:
     options = parser.parse_args()
     print("| recipe | phase | length | samples/s | peak MiB | estimated | ratio |\n|---|---|---|---|---|---|---|")
     ablate = ["--ablate", "--rounds", str(options.rounds)]
-    found = [profiled(*asked, ablate, options) for asked in ABLATED]
-    found += [profiled(recipe, "train", length, [], options) for recipe, length in ESTIMATED]
+    plan: list[tuple[str, str, int, list[str]]] = [(*asked, ablate) for asked in ABLATED]
+    plan += [(recipe, "train", length, []) for recipe, length in ESTIMATED]
+    found: list[dict[str, Any]] = []
+    for asked in plan:
+        found.append(profiled(*asked, options))
+        write(options, found)
+
+
+def write(options: argparse.Namespace, found: list[dict[str, Any]]) -> None:
     report = {
         "command": f"python benchmarks/profiles.py {' '.join(sys.argv[1:])}".strip(),
         "machine": {"cpus": os.cpu_count(), "load": round(os.getloadavg()[0], 1), "python": platform.python_version()},

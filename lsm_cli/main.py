@@ -104,12 +104,25 @@ def build_sequences(
 
 @app.command()
 def train(
-    recipe: RecipeName,
-    data: Data,
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the run.", show_default=False)],
+    recipe: Annotated[
+        str | None,
+        typer.Option("--recipe", "-r", help="Shipped recipe (`lsm recipes ls`) or a TOML file.", show_default=False),
+    ] = None,
+    data: Annotated[
+        Path | None,
+        typer.Option("--data", help="Store made by `lsm build-sequences`.", show_default="that of --from"),
+    ] = None,
+    again: Annotated[
+        Path | None,
+        typer.Option("--from", help="Run to repeat: its recipe, and its store unless --data.", show_default=False),
+    ] = None,
     overrides: Overrides = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run.")] = False,
     seed: Annotated[int | None, typer.Option(help="Seed of initialisation and order.", show_default=False)] = None,
+    seeds: Annotated[
+        str | None, typer.Option(help="Train with several: how many, or which (0,1,7).", show_default=False)
+    ] = None,
     json: Json = False,
     quiet: Quiet = False,
     debug: Debug = False,
@@ -117,9 +130,15 @@ def train(
     """Train a recipe on a store, then test it."""
 
     def work(console: Any) -> dict[str, Any]:
+        from lsm_cli.commands import sweep
         from lsm_cli.commands import train as command
 
-        return command.train(console, recipe, data, out, overrides or [], resume, seed)
+        options = [*(overrides or []), *([] if seed is None else [f"train.seed={seed}"])]
+        if seeds is None:
+            return command.train(console, recipe, data, out, options, resume, again)
+        if seed is not None:
+            raise InputError("--seed and --seeds: give only one of them")
+        return sweep.train_seeds(console, recipe, data, out, options, seeds, resume, again)
 
     _run(work, json, quiet, debug)
 
@@ -166,16 +185,56 @@ def evaluate(
     shuffle_history: Annotated[
         bool, typer.Option("--shuffle-history", help="Also score with other users' histories, as a control.")
     ] = False,
+    baseline: Annotated[
+        Path | None,
+        typer.Option(help="Run to compare with: differences with intervals, and what they are worth."),
+    ] = None,
+    ads_only: Annotated[
+        bool, typer.Option("--ads-only", help="Also score with behaviours in the candidates' domains only.")
+    ] = False,
+    drop_domain: Annotated[
+        list[str] | None, typer.Option(help="Also score without behaviours in this domain; may be repeated.")
+    ] = None,
+    replicates: Annotated[int, typer.Option(help="Bootstrap replicates.", min=200, max=1_000_000)] = 1000,
+    seed: Annotated[int, typer.Option(help="Seed of bootstrap and shuffling.", min=0)] = 0,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Folder of compare.html.", show_default="the run's")
+    ] = None,
+    shown: Annotated[int, typer.Option(help="GMV: candidates of a request that are shown (replay).", min=1)] = 1,
+    clip: Annotated[float, typer.Option(help="GMV: largest inverse propensity.", min=1)] = 100.0,
+    gmv_target: Annotated[
+        str | None, typer.Option(help="GMV: target that ranks.", show_default="the one that is paid for")
+    ] = None,
+    attention: Annotated[
+        bool,
+        typer.Option("--attention", help="Also show where attention goes; pictures in attention.html of the run."),
+    ] = False,
+    sample: Annotated[int, typer.Option(help="Samples on which attention is looked at.", min=1)] = 5000,
     json: Json = False,
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
-    """Test a run: AUC, GAUC, log loss and calibration, overall and by slice."""
+    """Test a run, overall and by slice; with --baseline: is it really better, where, and what is it worth."""
 
     def work(console: Any) -> dict[str, Any]:
-        from lsm_cli.commands import evaluation
+        from lsm_cli.commands import comparison, evaluation
 
-        return evaluation.eval_run(console, run, data, split, shuffle_history)
+        asked = comparison.Asked(
+            baseline, shuffle_history, ads_only, drop_domain or [], replicates, seed, out, shown, clip, gmv_target
+        )
+        if asked.compares and attention:
+            raise InputError(
+                "--attention looks at one run by itself: leave out --baseline, --ads-only and --drop-domain, or ask "
+                "for them in a second command"
+            )
+        if asked.compares:
+            return comparison.compare_runs(console, run, data, split, asked)
+        if out is not None:
+            raise InputError(
+                "--out is where the page of a comparison goes: add --baseline, --ads-only or --drop-domain"
+            )
+        looked_at = sample if attention else 0
+        return evaluation.eval_run(console, run, data, split, shuffle_history, seed, looked_at)
 
     _run(work, json, quiet, debug)
 
@@ -216,6 +275,57 @@ def profile(
 
 
 @app.command()
+def tune(
+    recipe: RecipeName,
+    data: Data,
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the study.", show_default=False)],
+    overrides: Overrides = None,
+    trials: Annotated[int, typer.Option(help="Trials that the study shall have in all.", min=1)] = 30,
+    timeout: Annotated[
+        str | None,
+        typer.Option(help="Stop after so long, such as 90m or 2h; the same command goes on.", show_default=False),
+    ] = None,
+    workers: Annotated[int, typer.Option(help="Processes that train trials.", min=1, max=256)] = 1,
+    space: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--space",
+            help="An option that varies: key=low:high[:log|:step=N] or key=a,b,c, with ' when key=value'.",
+            show_default="[tune] of the recipe",
+        ),
+    ] = None,
+    objective: Annotated[
+        str | None,
+        typer.Option(
+            help="What is sought, comma-separated: gauc, auc, logloss, samples_per_second, memory, parameters.",
+            show_default="train.metric",
+        ),
+    ] = None,
+    sampler: Annotated[str, typer.Option(help="tpe, random, cmaes, gp or nsga2.")] = "tpe",
+    pruner: Annotated[str, typer.Option(help="median, halving, hyperband or none.")] = "median",
+    storage: Annotated[
+        str | None,
+        typer.Option(
+            help="Journal file, sqlite:///FILE or postgresql://… for several machines.", show_default="in --out"
+        ),
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Seed of the search.", min=0)] = 0,
+    json: Json = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Search for a better recipe: options and variants, judged on the validation samples."""
+
+    def work(console: Any) -> dict[str, Any]:
+        from lsm_cli.commands import tune as command
+
+        wanted = command.Wanted(trials, timeout, workers, objective, sampler, pruner, storage, seed)
+        return command.tune(console, recipe, data, out, overrides or [], space or [], wanted)
+
+    _run(work, json, quiet, debug)
+
+
+@app.command()
 def synth(
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the new logs.", show_default=False)],
     world: Annotated[str, typer.Option(help="Which world.")] = "base",
@@ -228,6 +338,13 @@ def synth(
     impressions: Annotated[
         float | None, typer.Option(help="Mean impressions per user.", show_default="the world's", min=0)
     ] = None,
+    slate: Annotated[
+        int | None,
+        typer.Option(
+            help="Candidates of a request in the test days, of which a known policy shows one.",
+            show_default="no slates",
+        ),
+    ] = None,
     json: Json = False,
     quiet: Quiet = False,
     debug: Debug = False,
@@ -237,7 +354,33 @@ def synth(
     def work(console: Any) -> dict[str, Any]:
         from lsm_cli.commands import synth as command
 
-        return command.synth(console, out, world, users, seed, overwrite, behaviours, impressions)
+        return command.synth(console, out, world, users, seed, overwrite, behaviours, impressions, slate)
+
+    _run(work, json, quiet, debug)
+
+
+@app.command()
+def simulate(
+    run: Annotated[str, typer.Argument(help="Folder of a run, or random, popularity or truth.")],
+    baseline: Annotated[
+        str, typer.Option(help="The other: a run, or random, popularity or truth.", show_default=False)
+    ],
+    world_dir: Annotated[Path, typer.Option(help="World made by `lsm synth --slate K`.", show_default=False)],
+    data: Annotated[
+        Path | None, typer.Option("--data", help="Store built from the world.", show_default="the run's own")
+    ] = None,
+    replicates: Annotated[int, typer.Option(help="Bootstrap replicates.", min=200, max=1_000_000)] = 1000,
+    seed: Annotated[int, typer.Option(help="Seed of the users' luck and of the bootstrap.", min=0)] = 0,
+    json: Json = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Let two policies serve a synthetic world: who earns more, and did the log foretell it?"""
+
+    def work(console: Any) -> dict[str, Any]:
+        from lsm_cli.commands import simulate as command
+
+        return command.simulate(console, run, baseline, world_dir, data, replicates, seed)
 
     _run(work, json, quiet, debug)
 
@@ -303,6 +446,92 @@ def recipes_check(
         from lsm_cli.commands import recipes
 
         return recipes.check(console, names)
+
+    _run(work, json, quiet, debug)
+
+
+class _Runs(typer.core.TyperGroup):
+    """`lsm runs [DIR]` is short for `lsm runs ls [DIR]`."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        known = (*self.commands, "-h", "--help")
+        return super().parse_args(ctx, args if args and args[0] in known else ["ls", *args])
+
+
+runs_app = typer.Typer(help="List, show and compare runs; `lsm runs` lists.", cls=_Runs, rich_markup_mode=None)
+app.add_typer(runs_app, name="runs")
+
+
+@runs_app.command("ls")
+def runs_ls(
+    folder: Annotated[
+        Path | None, typer.Argument(metavar="[DIR]", help="Folder of runs.", show_default="runs, else here")
+    ] = None,
+    sort: Annotated[
+        str, typer.Option(help="when, name, click.auc, auc (mean of targets), samples_per_second, model.layers …")
+    ] = "when",
+    reverse: Annotated[bool, typer.Option("--reverse", help="Worst, oldest or last first.")] = False,
+    filters: Annotated[
+        list[str] | None,
+        typer.Option("--filter", "-f", help="key=value or a comparison, as 'click.auc>0.8'; may be repeated."),
+    ] = None,
+    limit: Annotated[int, typer.Option(help="Most runs shown; 0 = all.", min=0)] = 50,
+    json: Json = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """List runs: recipe, data, result, cost, state."""
+
+    def work(console: Any) -> dict[str, Any]:
+        from lsm_cli.commands import runs
+
+        return runs.ls(console, folder, sort, reverse, filters, limit)
+
+    _run(work, json, quiet, debug)
+
+
+@runs_app.command("show")
+def runs_show(
+    run: Annotated[Path, typer.Argument(help="Folder of a run.")],
+    json: Json = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Show all that a run says of itself."""
+
+    def work(console: Any) -> dict[str, Any]:
+        from lsm_cli.commands import runs
+
+        return runs.show(console, run)
+
+    _run(work, json, quiet, debug)
+
+
+@runs_app.command("diff")
+def runs_diff(
+    folders: Annotated[list[Path], typer.Argument(metavar="RUN RUN …", help="Folders of runs.")],
+    json: Json = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """What differs between runs: options, data, code, machine, result, cost."""
+
+    def work(console: Any) -> dict[str, Any]:
+        from lsm_cli.commands import runs
+
+        return runs.diff(console, folders)
+
+    _run(work, json, quiet, debug)
+
+
+@app.command()
+def doctor(json: Json = False, quiet: Quiet = False, debug: Debug = False) -> None:
+    """Check this machine: versions, device, kernels, memory, and a ten-second self-test; to paste into an issue."""
+
+    def work(console: Any) -> dict[str, Any]:
+        from lsm_cli.commands import doctor
+
+        return doctor.doctor(console)
 
     _run(work, json, quiet, debug)
 

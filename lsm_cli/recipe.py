@@ -63,6 +63,15 @@ class ModelOptions(Options):
     stack_feed_forward: int = Field(
         0, ge=0, le=16, description="hidden width of a feed-forward network after each layer, in widths; 0 = none"
     )
+    graph_dim: int = Field(
+        0, ge=0, le=1024, description="width of the item graph's vectors, a further field of the items; 0 = no graph"
+    )
+    graph_window: int = Field(
+        10, ge=1, le=1000, description="items that many behaviours apart, or fewer, are neighbours in the item graph"
+    )
+    graph_hidden: float = Field(
+        0.5, ge=0, lt=1, description="share of the item graph's vectors hidden in training, as new items have none"
+    )
     temporal: list[Literal["interval", "rank"]] = Field(
         ["interval", "rank"], description="temporal encodings of a behaviour: time to the request, rank from it"
     )
@@ -73,6 +82,7 @@ class ModelOptions(Options):
     intervals: int = Field(32, ge=2, le=512, description="log-spaced time-interval buckets, one second to two years")
     ranks: int = Field(32, ge=2, le=4096, description="log-spaced rank buckets")
     match_bias: bool = Field(True, description="learned attention bias where a behaviour shares the candidate's field")
+    action_bias: bool = Field(False, description="learned attention bias for each action of a behaviour")
     evidence: bool = Field(True, description="pooled match statistics beside the sequence in the head")
     evidence_from: Literal["read", "history"] = Field(
         "read", description="match statistics of the behaviours read, or of all before the request, by the index"
@@ -169,6 +179,9 @@ class TrainOptions(Options):
     seed: int = Field(0, ge=0, description="seed of initialisation, order and dropout")
     weights: dict[str, float] = Field({}, description="loss weight per target; 1 where not named")
     tensorboard: bool = Field(False, description="also write TensorBoard event files (extra `tensorboard`)")
+    track: list[Literal["tensorboard", "mlflow"]] = Field(
+        [], description="trackers beside metrics.jsonl (extras of these names); MLflow goes to MLFLOW_TRACKING_URI"
+    )
 
 
 class EngineOptions(Options):
@@ -219,6 +232,8 @@ class Recipe(Options):
             raise ValueError("model.attention_dim: only tin and stacked_tin have an attention to decouple; set it to 0")
         if self.model.heads and self.model.sequence not in ATTENTIVE:
             raise ValueError("model.heads: only tin and stacked_tin have attention heads; leave it empty")
+        if self.model.action_bias and self.model.sequence in ("none", "mean"):
+            raise ValueError(f"model.action_bias: {self.model.sequence} has no attention to add to; set it to false")
         if self.search.method in BY_ATTENTION and self.model.sequence not in ATTENTIVE:
             raise ValueError(
                 f"search.method: {self.search.method} goes by the attention of tin or stacked_tin; set model.sequence"
@@ -286,13 +301,31 @@ def load(name: str, overrides: Iterable[str] = ()) -> Recipe:
         InputError: one line per error, all of them.
     """
     file = find(name)
-    try:
-        raw = tomllib.loads(file.read_text())
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise InputError(f"{file}: not valid TOML: {error}") from None
+    raw = _read(file)
+    raw.pop("tune", None)  # a search space, which `lsm tune` reads
     raw.setdefault("name", file.stem)
     errors = [problem for text in overrides if (problem := _override(raw, text))]
     return parse(raw, str(file), errors)
+
+
+def tune_table(name: str) -> dict[str, Any]:
+    """The `[tune]` table of a recipe file: the search space that it suggests; empty if it has none.
+
+    Raises:
+        InputError: there is no such recipe, or `tune` is not a table.
+    """
+    file = find(name)
+    table = _read(file).get("tune", {})
+    if not isinstance(table, dict):
+        raise InputError(f"{file}: tune must be a table of key = spec, such as [tune] with model.dim = [8, 16]")
+    return table
+
+
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(file.read_text())
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"{file}: not valid TOML: {error}") from None
 
 
 def parse(raw: dict[str, Any], source: str, errors: Iterable[str] = ()) -> Recipe:

@@ -5,26 +5,40 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from lsm_cli.commands.attention import inspect
+from lsm_cli.commands.comparison import show_calibration
 from lsm_cli.data.store import Store
+from lsm_cli.engine import slices
+from lsm_cli.engine.attention import check
 from lsm_cli.engine.device import peak_memory
 from lsm_cli.engine.evaluate import evaluate
 from lsm_cli.engine.run import RunFolder
 from lsm_cli.engine.setup import Setup
-from lsm_cli.recipe import Recipe
-from lsm_cli.report import html
 from lsm_cli.report.console import Console, count
 
 HEADLINE = ("auc", "gauc", "logloss", "calibration", "n", "positives")
 
 
 def eval_run(
-    console: Console, run_path: Path, data: Path | None, split: str, shuffle_history: bool, seed: int = 0
+    console: Console,
+    run_path: Path,
+    data: Path | None,
+    split: str,
+    shuffle_history: bool,
+    seed: int = 0,
+    attention: int = 0,
 ) -> dict[str, Any]:
-    """Score one split of a store with a trained run."""
+    """Score one split of a store with a trained run.
+
+    Args:
+        attention: samples on which to look at the attention; 0 = none.
+    """
     run = RunFolder.open(run_path)
     recipe = run.recipe()
     store = Store.open(data or Path(run.data()["path"]))
     run.check_store(store)
+    if attention:
+        check(recipe)
     setup = Setup.of(recipe, store)
     model = setup.model()
     run.fill(model)
@@ -46,7 +60,10 @@ def eval_run(
     show(console, f"{recipe.name} on the {split} samples of {store.name}", found["targets"], result.get("shuffled"))
     for target, entry in found["targets"].items():
         show_slices(console, target, entry["slices"])
+        show_calibration(console, target, {recipe.name: entry})
     console.text(f"{count(found['samples_per_second'])} scored samples/s")
+    if attention:
+        result["attention"] = inspect(console, run, setup, model, split, attention)
     if not shuffle_history:
         console.next(f"lsm eval {run_path} --shuffle-history")
     return result
@@ -75,61 +92,13 @@ def show(console: Console, title: str, targets: dict[str, Any], shuffled: dict[s
                 )
 
 
-def show_slices(console: Console, target: str, slices: dict[str, Any]) -> None:
-    for kind, groups in slices.items():
-        title = {"history": "behaviours before the request"}.get(kind, kind)
+def show_slices(console: Console, target: str, sliced: dict[str, Any]) -> None:
+    for kind, groups in sliced.items():
+        title = slices.title(kind)
         rows = [[name, *_cells(entry)] for name, entry in groups.items()]
         console.table(
             f"{target} by {title}", [title, "AUC", "GAUC", "log loss", "calibration", "samples", "positives"], rows
         )
-
-
-def show_curve(console: Console, recipe: Recipe, history: list[dict[str, Any]]) -> None:
-    metric = recipe.train.metric
-    rows = [
-        [
-            f"{line['epoch']:.2f}",
-            f"{line['train_loss']:.4f}",
-            f"{abs(line['metric']):.4f}",
-            "best" if line["best"] else "",
-        ]
-        for line in history
-    ]
-    console.table("Learning curve", ["epoch", "train loss", f"valid {metric}", ""], rows)
-
-
-def write_report(
-    run: RunFolder,
-    recipe: Recipe,
-    history: list[dict[str, Any]],
-    split: str,
-    targets: dict[str, Any],
-    result: dict[str, Any],
-) -> None:
-    """report.html of a run: result, learning curve, slices, recipe; one file, no network."""
-    page = html.Page(f"{recipe.name} · {run.path.name}")
-    page.paragraph(recipe.description)
-    columns = ["", "AUC", "GAUC", "log loss", "calibration", "samples", "positives"]
-    rows = []
-    for target, entry in targets.items():
-        rows.append([target, *_cells(entry)])
-        if "truth" in entry:
-            rows.append(["the truth (the probabilities that drew the labels)", *_cells(entry["truth"])])
-    page.table(f"Result on the {split} samples", columns, rows)
-    page.paragraph(
-        f"{count(result['samples_per_second'])} training samples/s · {count(result['parameters'])} parameters · "
-        f"{result['steps']:,} steps"
-    )
-    page.lines(
-        f"Validation {recipe.train.metric} by epoch",
-        {recipe.train.metric: [(line["epoch"], abs(line["metric"])) for line in history]},
-    )
-    page.lines("Training loss by epoch", {"loss": [(line["epoch"], line["train_loss"]) for line in history]})
-    for target, entry in targets.items():
-        for kind, groups in entry["slices"].items():
-            page.table(f"{target} by {kind}", columns, [[name, *_cells(part)] for name, part in groups.items()])
-    page.code("Recipe", recipe.to_toml())
-    run.write_text("report.html", page.render())
 
 
 def _cells(entry: dict[str, Any]) -> list[str | None]:

@@ -12,13 +12,13 @@ from typing import Any, cast
 from lsm_cli.commands import profile_report
 from lsm_cli.data.aside import remove
 from lsm_cli.data.store import Store
+from lsm_cli.engine.environment import environment
 from lsm_cli.engine.profiling import memory, sweep
 from lsm_cli.engine.profiling.ablation import TECHNIQUES, ablate
 from lsm_cli.engine.profiling.capture import chrome_trace, memory_snapshot
 from lsm_cli.engine.profiling.estimate import estimate
 from lsm_cli.engine.profiling.measure import WARMUP, measure
 from lsm_cli.engine.profiling.work import Phase, Work
-from lsm_cli.engine.run import environment
 from lsm_cli.engine.setup import Setup
 from lsm_cli.errors import InputError, LsmError
 from lsm_cli.recipe import Recipe

@@ -8,6 +8,7 @@ from typing import Any
 from lsm_cli import recipe as recipes
 from lsm_cli.errors import InputError
 from lsm_cli.report.console import Console
+from lsm_cli.tuning import space
 
 
 def ls(console: Console) -> dict[str, Any]:
@@ -59,6 +60,7 @@ def check(console: Console, names: list[str]) -> dict[str, Any]:
     for name in names:
         try:
             recipe = recipes.load(name)
+            space.parse(recipes.tune_table(name), source=f"{recipes.find(name)}: [tune]")
             console.text(f"{name}: valid ({recipe.name}, reads the history by {recipe.model.sequence})")
         except InputError as error:
             errors += str(error).splitlines()

@@ -17,7 +17,13 @@ from lsm_cli.errors import InputError
 from lsm_cli.report.console import Console, count, size
 
 USERS = 5000
-LIMITS = {"users": (20, 100_000), "seed": (0, 2**32), "behaviours": (1, 2000), "impressions": (1, 1000)}
+LIMITS = {
+    "users": (20, 100_000),
+    "seed": (0, 2**32),
+    "behaviours": (1, 2000),
+    "impressions": (1, 1000),
+    "slate": (2, 20),
+}
 
 
 def synth(
@@ -29,15 +35,18 @@ def synth(
     overwrite: bool = False,
     behaviours: float | None = None,
     impressions: float | None = None,
+    slate: int | None = None,
 ) -> dict[str, Any]:
     """Draw a world, write it, and report what its true probabilities score.
 
     Args:
         behaviours: content behaviours per user, mean; None = the world's own.
         impressions: impressions per user, mean; None = the world's own.
+        slate: candidates of each request in the test days, of which a known policy shows one; None = no slates.
     """
     spec = find_world(world)
     given = {"users": users, "seed": seed, "behaviours": behaviours, "impressions": impressions}
+    given["slate"] = slate
     for name, value in given.items():
         low, high = LIMITS[name]
         if value is not None and not low <= value <= high:
@@ -50,7 +59,7 @@ def synth(
     check_free(out, overwrite)
     began = time.monotonic()
     console.say(f"world `{world}`: {spec.summary}")
-    drawn = draw_world(spec, users, seed)
+    drawn = draw_world(spec, users, seed, slate or 1)
     scores = score(drawn)
     options = "".join(f" --{name} {value:g}" for name, value in given.items() if value is not None)
     command = f"lsm synth --out DIR --world {world}{options}"
@@ -85,7 +94,6 @@ def synth(
         "seconds": round(time.monotonic() - began, 3),
         "scores": scores,
     }
-    console.result(result)
     return result
 
 

@@ -20,7 +20,20 @@ from lsm_cli.errors import InputError
 
 SPLITS = ("train", "valid", "test")
 _WINDOW = {"s": 1, "m": 60, "h": 3_600, "d": 86_400, "w": 604_800}
-_RESERVED = {"user", "item", "time", "category", "scenario", "domain", "action", "offsets", "end", "value", "label"}
+_RESERVED = {
+    "user",
+    "item",
+    "time",
+    "category",
+    "scenario",
+    "domain",
+    "action",
+    "offsets",
+    "end",
+    "value",
+    "propensity",
+    "label",
+}
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_-]*")
 
 
@@ -132,7 +145,8 @@ class Samples(Files):
     labels: Annotated[dict[str, Label], BeforeValidator(named)] = Field(default_factory=dict)
     target: str | None = None
     label: str | None = None
-    value: str | None = None
+    value: str | None = None  # money that a sample brought, or that is at stake if its label comes true
+    propensity: str | None = None  # probability with which the log's own policy shows this candidate in its request
     truth: dict[str, str] = Field(
         default_factory=dict
     )  # target -> column with the true probability, for generated worlds
@@ -152,6 +166,7 @@ class Samples(Files):
                 "target",
                 "label",
                 "value",
+                "propensity",
                 "truth",
             } & self.model_fields_set
             if given:

@@ -11,6 +11,7 @@
       samples/<split>/<field>.npy    ids of the candidate (item, category, scenario, …) in the events' vocabularies
       samples/<split>/label.<target>.npy   int8 [n]: 0, 1, or -1 where the target was not observed
       samples/<split>/value.npy      float32 [n], only when the description names a value column
+      samples/<split>/propensity.npy float32 [n], in (0, 1], only when the description names a propensity column
       samples/<split>/stat.<name>.npy      float32 [n], point-in-time statistics (counts, not logarithms)
       index/<field>.npy              positions in the user's trajectory, ordered by (value, time); see `orders`
       taxonomy/ancestors.npy         int32 [nodes, levels]: node -> its ancestor (or itself) at each level, 1 = none

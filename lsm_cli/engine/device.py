@@ -90,7 +90,9 @@ def return_freed_memory() -> None:
     blocks are mapped, a free end of the heap goes back. Before they have grown it returns more, so this is the cautious
     side to compare `keep_freed_memory` with. A process that never pooled is left alone.
     """
+    global _pooled
     if _pooled and (libc := _glibc()) is not None:
+        _pooled = False  # once: trimming over and over would cost more than not pooling does
         libc.mallopt(M_MMAP_MAX, 65_536)
         libc.mallopt(M_MMAP_THRESHOLD, 32 << 20)
         libc.mallopt(M_TRIM_THRESHOLD, 64 << 20)

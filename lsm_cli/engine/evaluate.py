@@ -1,4 +1,4 @@
-"""Scoring a split and reporting on it: per target, and by domain, scenario and history length."""
+"""Scoring a split and reporting on it: per target, and by slice."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lsm_cli.data.store import Samples, Store
-from lsm_cli.engine import metrics, trace
+from lsm_cli.engine import certainty, metrics, trace
+from lsm_cli.engine.calibration import curve
 from lsm_cli.engine.device import Compute
 from lsm_cli.engine.feed import Feed
-from lsm_cli.engine.setup import Setup, visible_lengths
+from lsm_cli.engine.setup import Setup
+from lsm_cli.engine.slices import slices
 from lsm_cli.errors import InputError
 from lsm_cli.models.ranking import RankingModel
 from lsm_cli.report.console import Progress, Silent
 
 BEHAVIOURS, SAMPLES = 1 << 18, 1 << 12  # per scoring batch, at most
-LENGTH_EDGES = (0, 1, 11, 51, 201, 1001)
 
 
 @torch.no_grad()
@@ -87,8 +87,9 @@ def evaluate(
     """Score a whole split.
 
     Returns:
-        {target: {auc, gauc, logloss, calibration, n, positives, slices: {scenario|domain|history: {name: …}},
-        truth: {auc, gauc, logloss} where the world's own probabilities are known}, "samples_per_second"}.
+        {"targets": {target: {auc, gauc, logloss, calibration, n, positives, error: {auc, gauc, logloss}, standard
+        errors, calibration_curve, slices: {kind: {name: …}}, truth: {auc, gauc, logloss} where the world's own
+        probabilities are known}}, "samples_per_second"}.
     """
     feed = Feed(setup, split, shuffle_seed)
     index = np.arange(len(feed))
@@ -99,43 +100,24 @@ def evaluate(
         raise InputError(f"{split}: the model's scores are not finite; train it with a smaller train.lr or table_lr")
     samples = setup.store.samples(split)
     user = np.asarray(samples.column("user"))
-    slices = _slices(setup.store, split, samples)
+    sliced = slices(setup.store, split)
     targets: dict[str, Any] = {}
     for column, target in enumerate(setup.targets):
         label = np.asarray(samples.column(f"label.{target}"))
         seen = label >= 0
         entry: dict[str, Any] = metrics.summary(label[seen], logits[seen, column], user[seen])
+        entry["error"] = certainty.errors(label[seen], logits[seen, column], user[seen])
+        entry["calibration_curve"] = curve(label[seen], logits[seen, column])
         entry["slices"] = {
             kind: {
                 name: metrics.summary(label[rows & seen], logits[rows & seen, column], user[rows & seen])
                 for name, rows in groups.items()
                 if (rows & seen).any()
             }
-            for kind, groups in slices.items()
+            for kind, groups in sliced.items()
         }
         if samples.has(f"truth.{target}"):
             p = np.clip(samples.column(f"truth.{target}")[seen].astype(np.float64), 1e-9, 1 - 1e-9)
             entry["truth"] = metrics.summary(label[seen], np.log(p / (1 - p)), user[seen])
         targets[target] = entry
     return {"targets": targets, "samples_per_second": len(index) / max(seconds, 1e-9)}
-
-
-def _slices(store: Store, split: str, samples: Samples) -> dict[str, dict[str, np.ndarray]]:
-    """kind -> name -> rows (bool [n])."""
-    found: dict[str, dict[str, np.ndarray]] = {}
-    for kind in ("domain", "scenario"):
-        if samples.has(kind):
-            ids = np.asarray(samples.column(kind))
-            names = store.manifest["fields"][kind].get("names", {})
-            found[kind] = {names.get(str(i), f"#{i}"): ids == i for i in np.unique(ids)}
-    visible = visible_lengths(store, split)
-    bucket = np.searchsorted(LENGTH_EDGES, visible, side="right") - 1
-    found["history"] = {name: bucket == place for place, name in enumerate(length_names())}
-    return found
-
-
-def length_names() -> list[str]:
-    """Names of the history-length buckets."""
-    upper = [edge - 1 for edge in LENGTH_EDGES[1:]]
-    names = ["0", *(f"{low}–{high}" for low, high in zip(LENGTH_EDGES[1:], upper[1:], strict=False))]
-    return [*names, f"{LENGTH_EDGES[-1]}+"]

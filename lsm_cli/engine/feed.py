@@ -16,6 +16,7 @@ from torch import Tensor
 
 from lsm_cli.data.batches import Batch, Pointers, Queries
 from lsm_cli.data.orders import ragged_arange
+from lsm_cli.data.views import View
 from lsm_cli.engine import trace
 from lsm_cli.engine.ahead import ahead
 from lsm_cli.engine.setup import Setup
@@ -45,10 +46,10 @@ class Feed:
         self.file, self.hard = None, None
         if setup.recipe.search.source:
             file = FoundFile(setup.recipe.search.source, setup.store, split)
-            if shuffle_seed is None:
+            if shuffle_seed is None and not isinstance(setup.store, View):
                 self.file = file
             else:
-                setup = _live(setup, file)
+                setup = _live(setup, file, "look without them" if shuffle_seed is None else "shuffled control")
         self.options = setup.recipe.search
         self.device = setup.compute.device
         self.assembler = setup.assembler(split, shuffle_seed)
@@ -193,7 +194,7 @@ class Feed:
         return keys.compare(near, ours, wanted)
 
 
-def _live(setup: Setup, file: FoundFile) -> Setup:
+def _live(setup: Setup, file: FoundFile, what: str) -> Setup:
     """The same, searching as the file was searched: pointers found for one history say nothing about another's.
 
     Raises:
@@ -201,9 +202,9 @@ def _live(setup: Setup, file: FoundFile) -> Setup:
     """
     if file.search.method != "hard":
         raise InputError(
-            f"search.from: {file.path} was found by {file.search.method} search for each user's own history, and the "
-            "model that found it is not part of this run, so there is no shuffled control; train with the search "
-            "itself (search.from='')"
+            f"search.from: {file.path} was found by {file.search.method} search in each user's own whole history, and "
+            f"the model that found it is not part of this run, so there is no {what}; train with the "
+            "search itself (search.from='')"
         )
     return replace(setup, recipe=setup.recipe.model_copy(update={"search": file.search}))
 

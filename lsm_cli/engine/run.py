@@ -5,8 +5,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-import platform
-import sys
+import time
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
@@ -17,12 +16,17 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-import lsm_cli
 from lsm_cli import recipe as recipes
 from lsm_cli.data.store import Store
+from lsm_cli.engine.environment import environment
+from lsm_cli.engine.trail import LEDGER, LOCK, METRICS, STATE, WEIGHTS, unlike
 from lsm_cli.errors import InputError, LsmError
 
-STATE, WEIGHTS, METRICS, LEDGER = "state.pt", "model.safetensors", "metrics.jsonl", "ledger.jsonl"
+LOCK_SECONDS = 0.3  # who only looks whether a run is being written holds its lock for a moment
+
+
+class NotWrittenError(LsmError):
+    """A file of the run could not be written: the disk is full, or worse."""
 
 
 class RunFolder:
@@ -44,7 +48,7 @@ class RunFolder:
         if run.path.exists() and not run.path.is_dir():
             raise InputError(f"{run.path}: is a file; choose another --out")
         if run.path.is_dir() and any(run.path.iterdir()):
-            if not (run.path / "recipe.toml").exists() and not (run.path / ".lock").exists():
+            if not (run.path / "recipe.toml").exists() and not (run.path / LOCK).exists():
                 raise InputError(f"{run.path}: the folder is not empty and holds no run; choose another --out")
             if not resume:
                 raise InputError(f"{run.path}: already holds a run; go on with it by --resume, or choose another --out")
@@ -72,7 +76,7 @@ class RunFolder:
                 f"{self.path}: was started with another recipe ({_changed(self.recipe(), recipe)}); resume with the "
                 "same options, or choose another --out"
             )
-        if self.data()["files"] != data["files"]:
+        if unlike(self.data()["files"], data["files"]):
             raise InputError(f"{self.path}: was started on another store than {store.path}; resume with that one")
 
     @classmethod
@@ -92,11 +96,19 @@ class RunFolder:
         return run
 
     def _acquire(self) -> None:
-        self._lock = open(self.path / ".lock", "w")  # noqa: SIM115 - held until the run is closed
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise InputError(f"{self.path}: another process is writing to this run; choose another --out") from None
+        self._lock = open(self.path / LOCK, "w")  # noqa: SIM115 - held until the run is closed
+        until = time.monotonic() + LOCK_SECONDS
+        while True:
+            try:
+                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return
+            except OSError:
+                if time.monotonic() > until:
+                    self.close()
+                    raise InputError(
+                        f"{self.path}: another process is writing to this run; choose another --out"
+                    ) from None
+                time.sleep(0.02)
 
     def close(self) -> None:
         if self._lock is not None:
@@ -111,7 +123,22 @@ class RunFolder:
             raise InputError(f"{file}: not valid TOML: {error}") from None
 
     def data(self) -> dict[str, Any]:
-        return json.loads((self.path / "data.json").read_text())
+        """What is known of the store: {"path", "name", "vocabulary": hashes of it, "files": hashes of all}."""
+        return self.read_json("data.json")
+
+    def read_json(self, name: str) -> dict[str, Any]:
+        """One of the run's JSON files.
+
+        Raises:
+            InputError: it is missing or damaged.
+        """
+        try:
+            found = json.loads((self.path / name).read_text())
+            if not isinstance(found, dict):
+                raise ValueError("not an object")
+            return found
+        except (OSError, ValueError) as error:
+            raise InputError(f"{self.path / name}: missing or damaged ({error}); train the run again") from None
 
     def check_store(self, store: Store) -> None:
         """Raise InputError unless the run's embeddings fit the ids of the store."""
@@ -176,13 +203,20 @@ class RunFolder:
             os.replace(temporary, self.path / name)
         except (OSError, SafetensorError, RuntimeError) as error:
             temporary.unlink(missing_ok=True)
-            raise LsmError(f"{self.path / name}: could not be written ({error}); free space, then --resume") from None
+            message = f"{self.path / name}: could not be written ({error}); free space, then --resume"
+            raise NotWrittenError(message) from None
 
     def append_ledger(self, line: dict[str, Any]) -> None:
         """One line per run beside the run folders; appended under a lock, as runs may end together."""
-        with open(self.path.parent / LEDGER, "a") as ledger:
+        with open(self.path.parent / LEDGER, "a+b") as ledger:
             fcntl.flock(ledger, fcntl.LOCK_EX)
-            ledger.write(json.dumps(line) + "\n")
+            ledger.seek(max(0, ledger.seek(0, os.SEEK_END) - 1))
+            broken = ledger.read(1) not in (b"", b"\n")  # a full disk or a kill cut the last line short
+            ledger.write((b"\n" if broken else b"") + json.dumps(line).encode() + b"\n")
+
+    def differs_from(self, store: Store) -> str | None:
+        """What of the store is not as it was when the run was trained, in words; None = every file is the same."""
+        return unlike(self.data()["files"], _identity(store)["files"])
 
 
 def _identity(store: Store) -> dict[str, Any]:
@@ -190,7 +224,7 @@ def _identity(store: Store) -> dict[str, Any]:
     files = {name: entry["sha256"] for name, entry in store.manifest["files"].items()}
     vocabulary = {name: digest for name, digest in files.items() if name.startswith(("vocab/", "taxonomy/"))}
     vocabulary = {name: digest for name, digest in vocabulary.items() if name != "vocab/user.parquet"}
-    return {"path": str(store.path), "name": store.name, "vocabulary": vocabulary, "files": files}
+    return {"path": str(store.path.resolve()), "name": store.name, "vocabulary": vocabulary, "files": files}
 
 
 def _changed(old: recipes.Recipe, new: recipes.Recipe) -> str:
@@ -202,17 +236,3 @@ def _changed(old: recipes.Recipe, new: recipes.Recipe) -> str:
         if before[section][key] != after[section][key]
     ]
     return ", ".join(keys) or "name or description"
-
-
-def environment() -> dict[str, Any]:
-    """Versions and hardware, for whoever wants to know why two runs differ."""
-    return {
-        "lsm": lsm_cli.__version__,
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "platform": platform.platform(),
-        "cpus": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-        "command": " ".join(sys.argv),
-    }

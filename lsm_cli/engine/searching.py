@@ -13,10 +13,10 @@ import torch
 from lsm_cli.data.batches import Assembler, Batch
 from lsm_cli.data.orders import ragged_arange
 from lsm_cli.data.store import Store
-from lsm_cli.engine.evaluate import LENGTH_EDGES, length_names
 from lsm_cli.engine.feed import Feed
 from lsm_cli.engine.run import RunFolder
 from lsm_cli.engine.setup import EVERYTHING, Setup, visible_lengths
+from lsm_cli.engine.slices import LENGTH_EDGES, length_names
 from lsm_cli.errors import InputError
 from lsm_cli.kernels.ragged import Segments
 from lsm_cli.models.ranking import RankingModel

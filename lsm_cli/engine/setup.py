@@ -9,11 +9,13 @@ import numpy as np
 import torch
 
 from lsm_cli.data.batches import Assembler
+from lsm_cli.data.graph import item_graph
 from lsm_cli.data.store import Field, Store
 from lsm_cli.embedding.tables import Table
 from lsm_cli.engine.device import Compute, decide, pool_memory
 from lsm_cli.errors import InputError
 from lsm_cli.kernels import fused, ragged
+from lsm_cli.models.graph import item_vectors, with_graph
 from lsm_cli.models.heads import groups
 from lsm_cli.models.ranking import RankingModel
 from lsm_cli.recipe import Recipe
@@ -47,7 +49,12 @@ class Setup:
         _known(list(recipe.train.weights), targets, "train.weights", store)
         statistics = store.statistics if recipe.data.statistics else []
         seen = [store.fields[name] for name in names if store.fields[name].in_history]
-        groups(recipe.model.heads, seen, bool(recipe.model.temporal))
+        groups(recipe.model.heads, with_graph(seen, recipe.model.graph_dim), bool(recipe.model.temporal))
+        if recipe.model.action_bias and "action" not in [field.name for field in seen]:
+            raise InputError(
+                f"model.action_bias: the behaviours of {store.path} that data.fields names have no `action`; set it to "
+                "false"
+            )
         setup = cls(recipe, store, decide(recipe.train), [store.fields[name] for name in names], targets, statistics)
         setup.activate()
         return setup
@@ -74,6 +81,11 @@ class Setup:
         model = RankingModel(self.recipe, self.fields, len(self.targets), len(self.statistics), categories, matches)
         self.activate(model)
         return model.to(self.compute.device)
+
+    def item_vectors(self) -> torch.Tensor:
+        """The item graph's vectors, float32 [item rows, graph_dim], from the training trajectories."""
+        options = self.recipe.model
+        return item_vectors(item_graph(self.store, options.graph_window), options.graph_dim, self.recipe.train.seed)
 
     def assembler(self, split: str, shuffle_seed: int | None = None) -> Assembler:
         return Assembler(
@@ -144,6 +156,11 @@ class Setup:
         if changed:
             lines.append(f"engine     {', '.join(changed)}")
         lines.append(f"fields     {', '.join(field.name for field in self.fields)}")
+        if model.graph_dim:
+            lines.append(
+                f"item graph {model.graph_dim} directions of what occurs within {model.graph_window} behaviours "
+                "before the last training request"
+            )
         lines.append(f"targets    {', '.join(self.targets)}")
         if model.sequence == "none" and not model.evidence:
             lines.append("history    not read by this recipe")

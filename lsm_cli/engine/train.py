@@ -22,6 +22,7 @@ from lsm_cli.engine.batching import Plan
 from lsm_cli.engine.feed import Feed
 from lsm_cli.engine.run import RunFolder
 from lsm_cli.engine.setup import Setup
+from lsm_cli.engine.tracking import Tracking
 from lsm_cli.errors import InputError, LsmError
 from lsm_cli.models.ranking import RankingModel
 from lsm_cli.report.console import Progress, Silent
@@ -60,6 +61,7 @@ class Trainer:
         progress: who watches.
         stop: asked after every step; True saves the state and raises `InterruptedRunError`.
         model: goes on with this one instead of a fresh one.
+        watch: called after every validation with its line of metrics.jsonl; may raise to end the run there.
     """
 
     def __init__(
@@ -69,8 +71,10 @@ class Trainer:
         progress: Progress | None = None,
         stop: Callable[[], bool] = lambda: False,
         model: RankingModel | None = None,
+        watch: Callable[[dict[str, Any]], None] = lambda line: None,
     ) -> None:
         self.setup, self.run, self.progress, self.stop = setup, run, progress or Silent(), stop
+        self.watch = watch
         self.options = setup.recipe.train
         self.train = Feed(setup, "train")
         every = np.arange(len(self.train))
@@ -92,13 +96,17 @@ class Trainer:
             [self.options.weights.get(target, 1.0) for target in setup.targets], device=setup.compute.device
         )
         self.at = Position()
-        self.history: list[dict[str, Any]] = []  # the lines of metrics.jsonl
-        self.board = _board(self.options.tensorboard, run)
+        self.tracking = Tracking(setup.recipe, run)
         self.saved = time.monotonic()
 
     @cached_property
     def valid(self) -> Feed:
         return Feed(self.setup, "valid")
+
+    @property
+    def history(self) -> list[dict[str, Any]]:
+        """The lines of metrics.jsonl."""
+        return self.tracking.lines
 
     # the loop
 
@@ -107,7 +115,10 @@ class Trainer:
         state = self.run.load_state()
         if state is None:
             self.fit_scales()
-            self.run.write_metrics([])
+            self.model.tower.start(self.rates())
+            if self.model.items is not None:
+                self.model.items.fill(self.setup.item_vectors())
+            self.tracking.start([])
         else:
             self._restore(state)
         self.progress.advance(self.at.samples, total=len(self.train) * self.options.epochs)
@@ -261,17 +272,11 @@ class Trainer:
             "samples_per_second": round(self.at.samples / max(self.at.seconds, 1e-9), 1),
             "validation_seconds": round(time.perf_counter() - started, 3),
         }
-        self.history.append(line)
-        self.run.write_metrics(self.history)
+        self.tracking.log(line)
         self.progress.note(f"loss {loss:.4f}  valid {self.options.metric} {abs(quality):.4f}")
-        if self.board is not None:
-            self.board.add_scalar("train/loss", loss, self.at.step)
-            for target, entry in found.items():
-                for name in ("auc", "gauc", "logloss", "calibration"):
-                    if entry[name] is not None:
-                        self.board.add_scalar(f"valid/{target}/{name}", entry[name], self.at.step)
         if self.options.patience and self.at.worse >= self.options.patience:
             self.at.finished = True
+        self.watch(line)
         self._save()
 
     def _epochs(self) -> float:
@@ -320,6 +325,11 @@ class Trainer:
         ]
         self.model.numeric.fit(torch.cat(values))
 
+    def rates(self) -> Tensor:
+        """Share of positives of every target among the training samples where it was observed, never 0 or 1."""
+        seen = [np.asarray(label)[np.asarray(label) >= 0] for label in self.train.labels]
+        return torch.tensor([(label.sum(dtype=np.int64) + 1) / (len(label) + 2) for label in seen]).float()
+
     def _save(self) -> None:
         self.run.save_state(
             {
@@ -330,7 +340,7 @@ class Trainer:
                 "average": self.average,
                 "rng": torch.get_rng_state(),
                 "cuda_rng": torch.cuda.get_rng_state() if self.setup.compute.device.type == "cuda" else None,
-                "history": self.history,
+                "history": self.tracking.lines,
             }
         )
         self.saved = time.monotonic()
@@ -346,22 +356,9 @@ class Trainer:
         torch.set_rng_state(state["rng"])
         if state["cuda_rng"] is not None and self.setup.compute.device.type == "cuda":
             torch.cuda.set_rng_state(state["cuda_rng"])
-        self.history = state["history"]
-        self.run.write_metrics(self.history)
+        self.tracking.start(state["history"])
 
 
 def weights(model: torch.nn.Module) -> dict[str, Tensor]:
     """What scoring needs: everything but the optimisers' state."""
     return {name: tensor for name, tensor in model.state_dict().items() if ".optimizers." not in name}
-
-
-def _board(wanted: bool, run: RunFolder) -> Any:
-    if not wanted:
-        return None
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError:
-        raise InputError(
-            "train.tensorboard = true: TensorBoard is not installed; pip install 'lsm-cli[tensorboard]'"
-        ) from None
-    return SummaryWriter(str(run.path / "tensorboard"))

@@ -39,6 +39,21 @@ class MatchBias(nn.Module):
         return torch.stack(list(masks.values()), 1).to(self.weight.dtype) @ self.weight
 
 
+class ActionBias(nn.Module):
+    """A learned addition to the attention logit for each action: an order may say more than a view, or less.
+
+    Zero at the start. Actions that nobody trained on share the last row, as in the tables.
+    """
+
+    def __init__(self, rows: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(rows))
+
+    def forward(self, actions: Tensor) -> Tensor:
+        """int [N] -> [N]."""
+        return self.weight.index_select(0, actions.clamp(max=self.weight.numel() - 1))
+
+
 class Evidence:
     """Pooled match statistics, a fixed function of the batch: numbers for the head, nothing to learn.
 

@@ -182,23 +182,25 @@ class SharedHistory:
         keys: the histories, M behaviours; what is added to them occurs in what the requests see, request by request.
         matches: what makes the bias of the logits.
         requests: in order of their candidates; N is the sum over them of candidates times behaviours.
+        extra: [M], what else is added to the logits of the behaviours, whatever the candidate; None = nothing.
     """
 
     keys: History
     matches: list[Match]
     requests: list[Request]
+    extra: Tensor | None = None
 
     @torch.no_grad()
     def scores(self, query: Tensor, added: bool = True) -> Tensor:
         """⟨ẽ_i, query⟩, or ⟨e_i, query⟩ without what is added: query [B, width] -> [N], candidate by candidate."""
-        return self._score(query, query if added else None, [])
+        return self._score(query, query if added else None, [], None)
 
     @torch.no_grad()
     def combined(self, query: Tensor) -> Tensor:
         """The mean of all heads' logits, see `History.combined`: query [B, width] -> [N], candidate by candidate."""
-        return self._score(*combined_queries(self.keys.heads, query), self.matches)
+        return self._score(*combined_queries(self.keys.heads, query), self.matches, self.extra)
 
-    def _score(self, query: Tensor, for_time: Tensor | None, matches: list[Match]) -> Tensor:
+    def _score(self, query: Tensor, for_time: Tensor | None, matches: list[Match], extra: Tensor | None) -> Tensor:
         table, rows = self.rows
         buckets = []
         if for_time is not None:
@@ -220,6 +222,8 @@ class SharedHistory:
             for match, weight in zip(matches, weights, strict=True):
                 torch.eq(match.ids[seen], match.wanted[asked].unsqueeze(1), out=equal)
                 out.add_(equal, alpha=weight)
+            if extra is not None:
+                out += extra[seen]
 
         return self.blocks(block, query)
 

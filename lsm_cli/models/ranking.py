@@ -13,7 +13,8 @@ from lsm_cli.data.batches import Batch
 from lsm_cli.data.store import Field
 from lsm_cli.kernels.ragged import Segments
 from lsm_cli.models import heads
-from lsm_cli.models.evidence import Evidence, match_mask, wanted
+from lsm_cli.models.evidence import ActionBias, Evidence, match_mask, wanted
+from lsm_cli.models.graph import ItemVectors, with_graph
 from lsm_cli.models.heads import Heads
 from lsm_cli.models.history import History, Match, SharedHistory
 from lsm_cli.models.interest import DIN, TIN, MeanPool, StackedTIN
@@ -53,17 +54,22 @@ class RankingModel(nn.Module):
         reads = options.sequence != "none" and options.max_len > 0
         attentive = reads and options.sequence != "mean"
         seen = [field for field in fields if field.in_history]
-        groups = heads.groups(options.heads, seen, bool(options.temporal)) if attentive else None
+        visible = with_graph(seen, options.graph_dim)
+        self.items = ItemVectors(visible[-1].rows, options.graph_dim) if options.graph_dim else None
+        groups = heads.groups(options.heads, visible, bool(options.temporal)) if attentive else None
         decoupled = attentive and options.attention_dim > 0
         self.space = Space(
-            recipe, fields, category_rows, options.dim, reads, train.seed, targets, None if decoupled else groups
-        )
+            recipe, fields, category_rows, options.dim, reads, train.seed, targets, None if decoupled else groups,
+            self.items,
+        )  # fmt: skip
         shared = [field.name for field in fields if field.in_history and field.in_sample]
         self.shared = shared if reads or (options.evidence and options.max_len > 0) else []
         self.attention: Space | None = None
         if decoupled:
             seed = train.seed + 104_729
-            self.attention = Space(recipe, seen, category_rows, options.attention_dim, True, seed, targets, groups)
+            self.attention = Space(
+                recipe, seen, category_rows, options.attention_dim, True, seed, targets, groups, self.items
+            )
         self.spaces = [self.space] if self.attention is None else [self.space, self.attention]
         self.reader = (
             _reader(recipe, self.space.width, self.attention.width if self.attention else 0, len(groups or [[]]))
@@ -71,6 +77,8 @@ class RankingModel(nn.Module):
             else None
         )
         self.matching = attentive and options.match_bias
+        rows = {field.name: field.rows for field in seen}
+        self.actions = ActionBias(rows["action"]) if attentive and options.action_bias else None
         own_times = options.time_tables != "shared" and self.space.temporal is not None
         self.readings: list[int | None] = list(range(targets)) if own_times and targets > 1 else [None]
         reads_evidence = options.evidence and bool(self.shared) and not matches
@@ -146,7 +154,8 @@ class RankingModel(nn.Module):
         space = self.spaces[-1]
         rows = space.fetch(batch, frozen=True)
         places, masks = space.places(batch, segments), self._masks(batch, segments)
-        keys = space.history(segments, space.parts(segments, rows), places, self._matching(masks), None)
+        parts, extra = space.parts(segments, rows), self._by_action(batch)
+        keys = space.history(segments, parts, places, self._matching(masks), None, extra)
         return keys, space.placed(space.target(rows, batch.size), None)
 
     @torch.no_grad()
@@ -169,7 +178,7 @@ class RankingModel(nn.Module):
             Match(histories.history[name], wanted(candidates.target[name]), weight)
             for name, weight in cast(Heads, space.heads).match_weights().items()
         ]
-        return SharedHistory(keys, matches, requests), query
+        return SharedHistory(keys, matches, requests, self._by_action(histories)), query
 
     def _masks(self, batch: Batch, segments: Segments) -> dict[str, Tensor]:
         wanted = self.shared if self.matching or self.evidence is not None else []
@@ -178,6 +187,10 @@ class RankingModel(nn.Module):
     def _matching(self, masks: dict[str, Tensor]) -> dict[str, Tensor]:
         """The matches that attention sees."""
         return masks if self.matching else {}
+
+    def _by_action(self, batch: Batch) -> Tensor | None:
+        """What the behaviours' actions add to the attention's logits: [N]."""
+        return None if self.actions is None else self.actions(batch.history["action"])
 
     def _numbers(self, batch: Batch, segments: Segments, masks: dict[str, Tensor]) -> Tensor:
         found = [batch.statistics] if self.use_statistics else []
@@ -194,14 +207,14 @@ class RankingModel(nn.Module):
 
         Once for all targets, or target by target where each has temporal encodings of its own.
         """
-        matching = self._matching(masks)
+        matching, extra = self._matching(masks), self._by_action(batch)
         prepared = []
         for space, found in zip(self.spaces, rows, strict=True):
             parts, places = space.parts(segments, found), space.places(batch, segments)
             prepared.append((space, parts, places, space.target(found, batch.size)))
         for target in self.readings:
             seen = [
-                (space.history(segments, parts, places, matching, target), space.placed(candidate, target))
+                (space.history(segments, parts, places, matching, target, extra), space.placed(candidate, target))
                 for space, parts, places, candidate in prepared
             ]
             (history, candidate), (keys, query) = seen[0], seen[-1]

@@ -12,6 +12,7 @@ from lsm_cli.data.batches import Batch
 from lsm_cli.data.store import Field
 from lsm_cli.embedding.bank import Bank, Fetched
 from lsm_cli.kernels.ragged import Occurrences, Segments
+from lsm_cli.models.graph import GRAPH, GraphField, ItemVectors
 from lsm_cli.models.heads import Heads
 from lsm_cli.models.history import History, Part
 from lsm_cli.models.temporal import TemporalEncoding
@@ -32,6 +33,7 @@ class Space(nn.Module):
         seed: of the tables.
         targets: optimisation targets, each of which may have temporal encodings of its own.
         groups: fields that each head of the attention sees, if there is an attention that goes by this space.
+        items: the item graph's vectors, a further field of behaviours and candidates; None = without it.
     """
 
     def __init__(
@@ -44,6 +46,7 @@ class Space(nn.Module):
         seed: int,
         targets: int = 1,
         groups: list[list[str]] | None = None,
+        items: ItemVectors | None = None,
     ) -> None:
         super().__init__()
         options, train = recipe.model, recipe.train
@@ -53,8 +56,13 @@ class Space(nn.Module):
         used = [field for field in fields if field.name in {*self.behaviour, *self.candidate}]
         dtype = torch.bfloat16 if train.table_dtype == "bf16" else torch.float32
         self.bank = Bank(used, category_rows, dim, options.init_std, train.table_optimizer, train.unknown, seed, dtype)
-        self.width = dim * len(self.behaviour)
         lacking = [name for name in self.behaviour if name not in self.candidate]
+        shared = [name for name in self.behaviour if name in self.candidate]
+        self.graph = GraphField(items, dim, options.init_std, options.graph_hidden) if items is not None else None
+        if self.graph is not None:
+            self.behaviour += [GRAPH] if reads else []
+            self.candidate.append(GRAPH)
+        self.width = dim * len(self.behaviour)
         self.constants = nn.ParameterDict({name: nn.Parameter(torch.randn(dim) * options.init_std) for name in lacking})
         buckets = {"interval": options.intervals, "rank": options.ranks}
         self.temporal = (
@@ -62,7 +70,6 @@ class Space(nn.Module):
             if self.width and options.temporal
             else None
         )
-        shared = [name for name in self.behaviour if name in self.candidate]
         self.heads = Heads(groups, self.behaviour, dim, shared, options.match_bias) if groups is not None else None
 
     def fetch(self, batch: Batch, frozen: bool = False) -> Rows:
@@ -75,11 +82,14 @@ class Space(nn.Module):
 
     def parts(self, segments: Segments, rows: Rows) -> list[Part]:
         """The side information of every behaviour."""
-        parts = []
+        parts: dict[str, Part] = {}
         for name in self.behaviour:
+            if name == GRAPH:
+                parts[name] = Part(cast(GraphField, self.graph)(rows["item"].rows.index), parts["item"].at)
+                continue
             values = rows[name].rows.values
-            parts.append(Part(values, Occurrences(cast(Tensor, rows[name].history), values.shape[0], segments)))
-        return parts
+            parts[name] = Part(values, Occurrences(cast(Tensor, rows[name].history), values.shape[0], segments))
+        return list(parts.values())
 
     def history(
         self,
@@ -119,4 +129,7 @@ class Space(nn.Module):
 
     def own(self, rows: Rows, name: str) -> Tensor:
         """The candidates' embeddings of one field: [B, dim]."""
+        if name == GRAPH:
+            item = rows["item"]
+            return cast(GraphField, self.graph)(item.rows.index.index_select(0, cast(Tensor, item.target)))
         return rows[name].rows.values.index_select(0, cast(Tensor, rows[name].target))

@@ -93,6 +93,16 @@ class Tower(nn.Module):
         )
         self.heads = nn.Linear([*options.hidden, *own][-1], targets)
 
+    @torch.no_grad()
+    def start(self, rates: Tensor) -> None:
+        """Let every head begin at the log-odds of its target's rate (in (0, 1), [targets]).
+
+        A rare target's first hundreds of steps would otherwise go into learning that it is rare, through the layers
+        that the targets share. With .7% of positives beside 11%, in a world whose truth is known, the rare target gains
+        .003 to .004 AUC and .005 nats (two seeds); the frequent one neither gains nor loses.
+        """
+        self.heads.bias.copy_(torch.logit(rates))
+
     def forward(self, common: Tensor, found: list[Tensor]) -> Tensor:
         """Logits [B, targets].
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
+
+WIDEST = 200  # columns of a table in a file or a pipe, where there is no edge to fold at
 
 
 class Progress(Protocol):
@@ -39,7 +42,8 @@ class Console:
     def __post_init__(self) -> None:
         from rich.console import Console as Rich
 
-        self._out = Rich(file=sys.stdout, highlight=False, soft_wrap=True)
+        edge = None if sys.stdout.isatty() or "COLUMNS" in os.environ else WIDEST
+        self._out = Rich(file=sys.stdout, highlight=False, soft_wrap=True, width=edge)
         self._err = Rich(file=sys.stderr, highlight=False, soft_wrap=True)
 
     def say(self, text: str) -> None:
@@ -57,18 +61,7 @@ class Console:
         """A result table on stdout: numbers right-aligned, text left-aligned, None shown as a dash."""
         if self.json:
             return
-        from rich import box
-        from rich.table import Table
-        from rich.text import Text
-
-        table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, title_style="bold", pad_edge=False)
-        for position, column in enumerate(columns):
-            cells = [str(row[position]) for row in rows if row[position] not in (None, "")]
-            numbers = position > 0 and all(cell[0] in "+-.0123456789" for cell in cells)
-            table.add_column(column, justify="right" if numbers else "left", overflow="fold")
-        for row in rows:
-            table.add_row(*(Text("–" if cell is None else str(cell)) for cell in row))
-        self._out.print(table)
+        self._out.print(_drawn(title, columns, rows))
         if note:
             self._out.print(note, markup=False, style="dim")
 
@@ -87,6 +80,17 @@ class Console:
         if self.json:
             sys.stdout.write(json.dumps(value) + "\n")
             sys.stdout.flush()
+
+    @contextmanager
+    def live(self) -> Iterator[Callable[[str, Sequence[str], Sequence[Sequence[Any]]], None] | None]:
+        """A table on stderr that each call (title, columns, rows) draws anew in its place; None when nobody watches."""
+        if self.quiet or not self._err.is_terminal:
+            yield None
+            return
+        from rich.live import Live
+
+        with Live(console=self._err, auto_refresh=False, transient=True) as live:
+            yield lambda title, columns, rows: live.update(_drawn(title, columns, rows), refresh=True)
 
     @contextmanager
     def progress(self, label: str, total: float | None = None, unit: str = "") -> Iterator[Progress]:
@@ -111,6 +115,22 @@ class Console:
         with bars:
             task = bars.add_task(label, total=total, rate="", note="")
             yield _Bar(bars, task, unit)
+
+
+def _drawn(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> Any:
+    """A table for rich: numbers right-aligned, text left-aligned, None shown as a dash."""
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, title_style="bold", pad_edge=False)
+    for position, column in enumerate(columns):
+        cells = [str(row[position]) for row in rows if row[position] not in (None, "")]
+        numbers = position > 0 and all(cell[0] in "+-.0123456789" for cell in cells)
+        table.add_column(column, justify="right" if numbers else "left", overflow="fold", no_wrap=numbers)
+    for row in rows:
+        table.add_row(*(Text("–" if cell is None else str(cell)) for cell in row))
+    return table
 
 
 class _Bar:

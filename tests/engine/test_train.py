@@ -79,6 +79,7 @@ def test_the_best_validation_picks_the_weights(small_store: Path, tmp_path: Path
 def test_a_target_with_weight_zero_teaches_nothing(small_store: Path, tmp_path: Path) -> None:
     trainer = _trained(small_store, tmp_path / "run", "train.weights={order=0}", "train.weight_decay=0")
     fresh = trainer.setup.model()
+    fresh.tower.start(trainer.rates())
     assert torch.equal(trainer.model.tower.heads.bias[1], fresh.tower.heads.bias[1])
     assert not torch.equal(trainer.model.tower.heads.bias[0], fresh.tower.heads.bias[0])
 

@@ -13,6 +13,7 @@ from lsm_cli import recipe as recipes
 from lsm_cli.data.batches import Batch
 from lsm_cli.data.store import Store
 from lsm_cli.engine.setup import Setup
+from lsm_cli.errors import InputError
 from lsm_cli.models.ranking import RankingModel
 
 RECIPES = ["dnn", "mean_pool", "din", "tin", "stacked_tin", "dsi_tin", "td_tin"]
@@ -209,3 +210,34 @@ def test_missing_side_information_everywhere_is_no_obstacle(small_store: Path, b
     logits = model(batch, rows)
     logits.sum().backward()
     assert logits.isfinite().all() and all(leaf.grad.isfinite().all() for leaf in model.leaves(rows))
+
+
+@pytest.mark.parametrize("name", ["tin", "dsi_tin", "td_tin"])
+def test_every_action_adds_its_own_to_the_logits(small_store: Path, name: str) -> None:
+    """α_i ∝ exp(logit_i + w[action_i]); zero at the start; unknown actions share the last row."""
+    setup, plain = _model(small_store, name)
+    _, model = _model(small_store, name, "model.action_bias=true")
+    batch = setup.assembler("valid").batch(np.arange(40))
+    torch.testing.assert_close(_score(model, batch), _score(plain, batch), rtol=0, atol=0)
+    batch.history["action"][::7] = 100  # never seen in training
+    rows = model.actions.weight.numel()
+    with torch.no_grad():
+        model.actions.weight.copy_(torch.linspace(-1, 1, rows))
+    factor = torch.linspace(-1, 1, rows)[batch.history["action"].clamp(max=rows - 1).long()].exp()
+    for before, after in zip(plain.weights(batch), model.weights(batch), strict=True):
+        for one, other in zip(before[0], after[0], strict=True):
+            for start, stop in zip(batch.offsets[:-1].tolist(), batch.offsets[1:].tolist(), strict=True):
+                wanted = one[start:stop] * factor[start:stop]
+                torch.testing.assert_close(other[start:stop], wanted / wanted.sum())
+    model.train()
+    model(batch, model.fetch(batch)).sum().backward()
+    assert model.actions.weight.grad[[2, 3, -1]].all()
+
+
+@pytest.mark.parametrize(
+    ("overrides", "says"),
+    [(["data.fields=['item','scenario']"], "have no `action`"), (["model.sequence=mean"], "no attention to add to")],
+)
+def test_a_bias_of_actions_needs_actions_and_attention(small_store: Path, overrides: list[str], says: str) -> None:
+    with pytest.raises(InputError, match=says):
+        _model(small_store, "tin", "model.action_bias=true", *overrides)

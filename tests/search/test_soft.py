@@ -168,6 +168,10 @@ def feed(store: Path, name: str, *overrides: str) -> tuple[Feed, RankingModel]:
     with torch.no_grad():
         for weight in model.spaces[-1].heads.bias.parameters():
             weight.copy_(torch.linspace(0.2, 1.5, len(weight)))
+        if model.actions is not None:
+            model.actions.weight.normal_()
+        if model.items is not None:
+            model.items.fill(torch.randn_like(model.items.vectors))
         for space in model.spaces:
             for table in space.temporal.parameters() if space.temporal is not None else ():
                 table.add_(0.3 * torch.randn_like(table))
@@ -224,6 +228,8 @@ def test_reading_a_history_once_finds_the_same(
         ['model.heads=[["item","scenario"],["category","item"],["time"]]', "model.attention_dim=3"],
         ["model.time_tables=own"],
         ["model.time_tables=residual", "model.heads=auto"],
+        ["model.action_bias=true", "model.heads=auto"],
+        ["model.graph_dim=4", "model.attention_dim=3"],
     ],
 )
 def test_joint_logits_equal_those_of_single_histories(small_store: Path, overrides: list[str]) -> None:

@@ -73,6 +73,7 @@ def describe_store(
         "statistics": statistics,
         "truth": bool(sampled.truth),
         "value": sampled.value,
+        **({"propensity": True} if description.samples.propensity else {}),
         "split": {"how": requests.how, "dates": dates},
         "events": [iso(counted.first, resolution), iso(counted.last, resolution)],
         "dropped": counted.dropped,

@@ -107,6 +107,8 @@ def encode_samples(encoded: Encoded, requests: Requests, work: Workspace) -> Sam
         for name in source.numbers:
             missing = 0.0 if name == "value" else np.nan
             columns[name] = frame[name].fill_null(missing).to_numpy().astype(np.float32)
+        if "propensity" in columns:
+            _check_propensity(source, columns["propensity"])
         writer.append(code, columns)
         plan.progress.advance(len(used))
     writer.close()
@@ -168,6 +170,17 @@ def _labels(source: Source, frame: pl.DataFrame, targets: list[str]) -> dict[str
         t: np.where((which == t).fill_null(False).to_numpy(), found["label"], UNOBSERVED).astype(np.int8)
         for t in targets
     }
+
+
+def _check_propensity(source: Source, values: np.ndarray) -> None:
+    """Refuse anything that is no probability of having been shown."""
+    bad = ~((values > 0) & (values <= 1))
+    if bad.any():
+        raise InputError(
+            f"{source.table.files[0]}: column {source.numbers['propensity']!r} is a propensity and says "
+            f"{values[bad][0]:g}; it is the probability with which the log's policy shows this candidate, above 0 and "
+            "at most 1, in every row"
+        )
 
 
 def _bad_label(source: Source, label: Label) -> str:

@@ -32,7 +32,7 @@ class Source:
     constants: dict[str, str] = field(default_factory=dict)  # role -> value
     time: Any = None  # description.Time
     labels: dict[str, Label] = field(default_factory=dict)  # by name of the column of the store: "label.<target>"
-    numbers: dict[str, str] = field(default_factory=dict)  # "value", "truth.<target>" -> column
+    numbers: dict[str, str] = field(default_factory=dict)  # "value", "propensity", "truth.<target>" -> column
     renames: dict[str, str] = field(default_factory=dict)  # raw action -> name
     flags: dict[str, str] = field(default_factory=dict)  # action -> flag column
     items: pl.DataFrame | None = None  # attributes to join by item
@@ -224,6 +224,8 @@ def sample_source(description: Description, table: Table, block: Samples, proble
     numbers = {f"truth.{name}": column for name, column in block.truth.items()}
     if block.value:
         numbers["value"] = block.value
+    if block.propensity:
+        numbers["propensity"] = block.propensity
     return _require(description, Source(table, columns, constants, block.time, labels, numbers), problems)
 
 

@@ -26,7 +26,18 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from lsm_cli.data.synth.world import ACTIONS, DOMAINS, NONE, Drawn, Events, Requests, ancestor
+from lsm_cli.data.synth.slates import POLICY, Slates, candidates
+from lsm_cli.data.synth.world import (
+    ACTIONS,
+    DOMAINS,
+    NONE,
+    Drawn,
+    Events,
+    Requests,
+    ancestor,
+    chances,
+    history_sums,
+)
 from lsm_cli.data.synth.worlds import World
 from lsm_cli.errors import InputError, LsmError
 
@@ -58,13 +69,14 @@ def write_world(drawn: Drawn, out: Path, scores: dict[str, Any], command: str, o
         for (month,), part in video.group_by(pl.from_epoch("ts").dt.strftime("%Y-%m"), maintain_order=True):
             _write_gzip(part, folder / "logs" / "video" / f"{month}.csv.gz")
         _article_log(drawn, logs[2]).write_csv(folder / "logs" / "article.csv")
-        _impressions(drawn).write_parquet(folder / "impressions.parquet")
+        impressions = _impressions(drawn) if drawn.slates is None else _slates(drawn, drawn.slates)
+        impressions.write_parquet(folder / "impressions.parquet")
         ads = np.arange(len(drawn.catalogues["ad"].leaf))
         effects = {f"ad_{name}": effect for name, effect in drawn.ad_effect.items()}
         pl.DataFrame({"ad": _ids("ad", ads), **effects}).write_parquet(folder / "ads_truth.parquet")
         _alignment(drawn.world).write_csv(folder / "taxonomy.csv")
         (folder / MARK).write_text(json.dumps(_truth(drawn, scores), indent=2) + "\n")
-        (folder / "dataset.toml").write_text(_description(drawn.world, command))
+        (folder / "dataset.toml").write_text(_description(drawn.world, command, drawn.slates is not None))
         return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
 
 
@@ -120,6 +132,48 @@ def _impressions(drawn: Drawn) -> pl.DataFrame:
             **{f"p_{name}": p[order].astype(np.float32) for name, p in drawn.p.items()},
         }
     )
+
+
+def _slates(drawn: Drawn, slates: Slates) -> pl.DataFrame:
+    """The impressions, and from the test day on every candidate of a request; labels are known of what was shown."""
+    size = slates.item.shape[1]
+    plain = np.setdiff1d(np.arange(len(drawn.requests.user)), slates.request)
+    request = np.concatenate([plain, np.repeat(slates.request, size)])
+    place = np.concatenate([np.zeros(len(plain), np.int64), np.tile(np.arange(size), len(slates.request))])
+    shown = place == np.concatenate([np.zeros(len(plain), np.int64), np.repeat(slates.shown, size)])
+    propensity = np.concatenate([np.ones(len(plain)), slates.propensity.ravel()])
+    could = candidates(drawn)
+    p = chances(drawn, could, history_sums(drawn.world, drawn.events, could))
+    rows = Requests(
+        **{name: np.concatenate([column[plain], getattr(could, name)]) for name, column in vars(drawn.requests).items()}
+    )
+    order = np.lexsort((place, rows.user, rows.time))
+
+    def known(values: np.ndarray, dtype: type[np.generic]) -> pl.Series:
+        found = pl.Series(values[request[order]].astype(dtype))
+        return pl.select(pl.when(pl.lit(shown[order])).then(pl.lit(found))).to_series()
+
+    return pl.DataFrame(
+        {
+            **_about_ads(drawn.world, rows.take(order)),
+            **{name: known(label, np.int8) for name, label in drawn.label.items()},
+            "order_value": known(drawn.value, np.float32),
+            "propensity": propensity[order].astype(np.float32),
+            **{f"p_{name}": np.concatenate([drawn.p[name][plain], p[name]])[order].astype(np.float32) for name in p},
+        }
+    )
+
+
+def _slate_truth(drawn: Drawn, slates: Slates) -> dict[str, Any]:
+    world = drawn.world
+    return {
+        "slates": {
+            "candidates": slates.item.shape[1],
+            "from": split_dates(world)["test"],
+            "policy": POLICY,
+        },
+        "options": {"behaviours": world.behaviours, "impressions": world.impressions},
+    }
 
 
 def _about_ads(world: World, rows: Events | Requests) -> dict[str, Any]:
@@ -204,16 +258,18 @@ def _truth(drawn: Drawn, scores: dict[str, Any]) -> dict[str, Any]:
             for target in world.targets
         },
         "split": {"start": world.start, **split_dates(world)},
+        **({} if drawn.slates is None else _slate_truth(drawn, drawn.slates)),
         "scores": scores,
     }
 
 
-def _description(world: World, command: str) -> str:
+def _description(world: World, command: str, slates: bool = False) -> str:
     splits = split_dates(world)
     targets = [target.name for target in world.targets]
     labels = ", ".join(f'{name} = "{name}"' for name in targets)
     truth = ", ".join(f'{name} = "p_{name}"' for name in targets)
     levels = ", ".join(f'"{level}"' for level in AD_LEVELS)
+    propensity = '\npropensity = "propensity"' if slates else ""
     return f'''# A small advertising world with known truth, made by
 # `{command}`
 # {world.summary}
@@ -266,7 +322,7 @@ category = [{levels}]
 fields = ["brand"]
 labels = {{ {labels} }}
 truth = {{ {truth} }}
-value = "order_value"
+value = "order_value"{propensity}
 statistics = {{ popularity = ["1d", "7d", "all"] }}
 
 [split]

@@ -8,11 +8,15 @@ each vectorised over users; the part of the history that no label touches is sum
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from lsm_cli.data.synth.worlds import DAY, Target, World
+
+if TYPE_CHECKING:
+    from lsm_cli.data.synth.slates import Slates
 
 DOMAINS = ("ad", "video", "article")
 ACTIONS = ("view", "click", "like", "share", "order")
@@ -92,10 +96,16 @@ class Drawn:
     visible: dict[str, np.ndarray]
     intercept: dict[str, float]
     ad_effect: dict[str, np.ndarray]  # [ads] logit
+    price: np.ndarray  # [ads] money, of an order of average size
+    slates: Slates | None = None  # what else could have been shown
 
 
-def draw_world(world: World, users: int, seed: int) -> Drawn:
-    """Draw a world of `users` users; the same arguments give the same arrays."""
+def draw_world(world: World, users: int, seed: int, slate: int = 1) -> Drawn:
+    """Draw a world of `users` users; the same arguments give the same arrays.
+
+    Args:
+        slate: ads that every request of the test days could show; one of them is shown, by a policy that is known.
+    """
     part = iter(np.random.default_rng([seed, number]) for number in range(100))
     leaves = int(np.prod(world.branching))
     rng = next(part)
@@ -109,8 +119,14 @@ def draw_world(world: World, users: int, seed: int) -> Drawn:
     }
     events = _behaviours(world, users, catalogues, crowd, next(part))
     requests = _requests(world, users, catalogues["ad"], events, crowd, next(part))
+    slates = None
+    if slate > 1:
+        from lsm_cli.data.synth.slates import choose  # which rests on this module
+
+        own = np.random.default_rng([seed, 300])
+        requests, slates = choose(world, requests, catalogues["ad"], events, crowd, slate, own)
     effect = {target.name: _ad_effect(target, catalogues["ad"], brands, next(part)) for target in world.targets}
-    return _live(world, users, seed, catalogues, events, requests, effect, next(part))
+    return replace(_live(world, users, seed, catalogues, events, requests, effect, next(part)), slates=slates)
 
 
 def zipf(size: int, exponent: float) -> np.ndarray:
@@ -199,6 +215,22 @@ def _requests(
     size = len(user)
     time = rng.integers(world.first_request * DAY, world.days * DAY, size)
     time = time[np.lexsort((time, user))]
+    item = aim(world, user, time, ads, events, crowd, rng)
+    scenario = rng.choice(3, size, p=[0.5, 0.2, 0.3])
+    return Requests(user, time, scenario, item, ads.brand[item], ads.leaf[item])
+
+
+def aim(
+    world: World,
+    user: np.ndarray,
+    time: np.ndarray,
+    ads: Catalogue,
+    events: Events,
+    crowd: np.ndarray,
+    rng: np.random.Generator,
+) -> np.ndarray:
+    """An ad for each user and time: [n]."""
+    size = len(user)
     packed = events.user * CLOCK + events.time
     low = np.searchsorted(packed, user * CLOCK, side="left")
     seen = np.searchsorted(packed, user * CLOCK + time, side="left") - low
@@ -207,9 +239,7 @@ def _requests(
     follow = low + seen - 1 - (rng.random(size) * recent).astype(np.int64)
     aimed = (rng.random(size) < world.aimed) & (seen > 0)
     leaf = np.where(aimed, events.leaf[np.maximum(follow, 0)], rng.choice(len(crowd), size, p=crowd))
-    item = ads.draw(leaf, time, rng)
-    scenario = rng.choice(3, size, p=[0.5, 0.2, 0.3])
-    return Requests(user, time, scenario, item, ads.brand[item], ads.leaf[item])
+    return ads.draw(leaf, time, rng)
 
 
 def _ad_effect(target: Target, ads: Catalogue, brands: int, rng: np.random.Generator) -> np.ndarray:
@@ -312,7 +342,7 @@ def _live(
     price = rng.lognormal(3.5, 0.8, len(catalogues["ad"].leaf))
     basket = rng.lognormal(0.0, 0.2, size)
     value = np.where(label[world.paid], np.round(price[requests.item] * basket, 2), 0.0)
-    return Drawn(world, users, seed, catalogues, events, requests, value, label, p, visible, intercept, effect)
+    return Drawn(world, users, seed, catalogues, events, requests, value, label, p, visible, intercept, effect, price)
 
 
 def _rounds(user: np.ndarray) -> list[np.ndarray]:
@@ -351,3 +381,23 @@ def _intercept(logit: np.ndarray, rate: float) -> float:
 
 def sigmoid(x: np.ndarray) -> np.ndarray:
     return 1 / (1 + np.exp(-x))
+
+
+def chances(drawn: Drawn, shown: Requests, sums: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """True probability of every target for any requests, given their `history_sums`: {name: [requests]}."""
+    found = {}
+    for target in drawn.world.targets:
+        place = np.array(list(target.scenario.values()))[shown.scenario]
+        rest = place + drawn.ad_effect[target.name][shown.item] + drawn.intercept[target.name]
+        found[target.name] = sigmoid(rest + _history(target, sums[target.name]))
+    return found
+
+
+def trace(shown: Requests, wait: np.ndarray, action: str) -> Events:
+    """The ad behaviours that positive labels leave behind, `wait` seconds after their requests."""
+    return _trace(shown, wait, action)
+
+
+def rounds(user: np.ndarray) -> list[np.ndarray]:
+    """Rows of the first request of every user, of the second …; `user` is sorted."""
+    return _rounds(user)

@@ -8,7 +8,7 @@ touches, are counted. So the estimate follows any change of the models by itself
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -39,10 +39,10 @@ def estimate(setup: Setup, phase: Phase) -> dict[str, Any]:
     rehearsals = [_rehearse(work, draw, before) for draw in draws]
     touched = _distinct(setup, work, group)
     training = phase == "train"
-    peak = max(
-        _extended([(size, parts[name]) for size, parts, _ in rehearsals], len(group)) for name in rehearsals[0][1]
+    peak = rehearsals[0].resting + max(
+        _extended([(one.samples, one.parts[name]) for one in rehearsals], len(group)) for name in rehearsals[0].parts
     )  # each part of a step grows on a line of its own
-    moved = _extended([(size, bytes_) for size, _, bytes_ in rehearsals], len(group))
+    moved = _extended([(one.samples, one.moved) for one in rehearsals], len(group))
     tables = 0
     for space in work.model.spaces:
         dim, names = space.dim, space.bank.names
@@ -55,6 +55,9 @@ def estimate(setup: Setup, phase: Phase) -> dict[str, Any]:
                 peak += (field.rows - small.rows) * (4 * dim + state + scratch)
                 peak += touched[field.name] * a_row
                 moved += touched[field.name] * (8 * dim if not training else 24 * dim)
+    if work.model.items is not None:  # the item graph's vectors, a row for every item
+        real, fewer = (next(field.rows for field in fields if field.name == "item") for fields in (setup.fields, few))
+        peak += (real - fewer) * sum(vectors.nbytes for vectors in work.model.items.buffers()) / fewer
     return {
         "peak_allocated": int(peak),
         "moved_bytes": int(moved),
@@ -65,17 +68,32 @@ def estimate(setup: Setup, phase: Phase) -> dict[str, Any]:
     }
 
 
-def _rehearse(work: Work, group: np.ndarray, before: int) -> tuple[int, dict[str, float], float]:
-    """(samples, peak bytes by part, bytes moved) of a small step, without what its distinct rows take."""
+@dataclass
+class Rehearsal:
+    """A small step, without what its distinct rows take.
+
+    Attributes:
+        resting: bytes held between steps; parts: peak bytes beyond them, by part of the step; moved: bytes.
+    """
+
+    samples: int
+    resting: int
+    parts: dict[str, float]
+    moved: float
+
+
+def _rehearse(work: Work, group: np.ndarray, before: int) -> Rehearsal:
     training, rows_take = work.phase == "train", 0
-    parts = memory.watch_step(work, before, group)["parts"]
+    watched = memory.watch_step(work, before, group)
     moved, _ = roofline.tally(work, group)
     batch = work.feed.batch(group, work.model)
     for leaf in work.model.leaves(work.model.fetch(batch)):
         rows, dim = leaf.shape
         rows_take += rows * ((12 if training else 4) * dim + 8)
         moved -= rows * (24 if training else 8) * dim
-    return len(group), {name: peak - rows_take for name, peak in parts.items()}, moved
+    resting = watched["resting"]
+    parts = {name: peak - resting - rows_take for name, peak in watched["parts"].items()}
+    return Rehearsal(len(group), resting, parts, moved)
 
 
 def _extended(rehearsals: list[tuple[int, float]], samples: int) -> float:

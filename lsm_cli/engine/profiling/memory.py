@@ -116,7 +116,8 @@ def watch_step(work: Work, before: int, group: np.ndarray | None = None, warmup:
 
     Returns:
         peak_allocated, peak_reserved (bytes), fragmentation (share of what is reserved at the peak and not allocated),
-        categories: {name: bytes at the peak}, parts: {part: peak bytes}, timeline: [[operation, bytes, part]].
+        categories: {name: bytes at the peak}, parts: {part: peak bytes}, resting (bytes between steps),
+        timeline: [[operation, bytes, part]].
     """
     device, group = work.setup.compute.device, work.heaviest() if group is None else group
     for _ in work.steps([group] * warmup):
@@ -146,6 +147,7 @@ def watch_step(work: Work, before: int, group: np.ndarray | None = None, warmup:
         "peak_allocated": peak,
         "peak_reserved": held - min(before, held),
         "fragmentation": 1 - min((peak + before) / max(held, 1), 1.0),
+        "resting": resting - before,
         "peak_part": parts[at],
         "behaviours": work.behaviours(group),
         "samples": len(group),

@@ -1,0 +1,117 @@
+"""Pages: one file that needs nothing else, whose tags close, with round numbers at the axes."""
+
+from __future__ import annotations
+
+import json
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+from typer.testing import CliRunner
+
+from lsm_cli.main import app
+from lsm_cli.report.html import Page, _ticks
+
+VOID = {"meta", "line", "circle", "rect", "polyline", "br", "img", "hr"}
+
+
+class _Checker(HTMLParser):
+    """Every tag closes what was opened last; nothing is loaded or run."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+
+    def handle_starttag(self, tag: str, attributes: list) -> None:
+        assert (
+            tag not in ("script", "link", "iframe", "object")
+            and not {"src", "href", "onload"} & dict(attributes).keys()
+        )
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attributes: list) -> None:
+        assert tag in VOID
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+
+def _check(text: str) -> None:
+    checker = _Checker()
+    checker.feed(text)
+    assert not checker.open and "http" not in text.replace("http-equiv", "") and "@import" not in text
+
+
+@pytest.fixture(scope="module")
+def pages(small_store: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
+    """Of a run, and of two seeds."""
+    root = tmp_path_factory.mktemp("pages")
+    common = [
+        "train",
+        "-r",
+        "tin",
+        "--data",
+        str(small_store),
+        "train.threads=1",
+        "train.epochs=2",
+        "model.hidden=[16]",
+    ]
+    for options in (["--out", str(root / "one")], ["--out", str(root / "two"), "--seeds", "2"]):
+        result = CliRunner().invoke(app, [*common, *options])
+        assert result.exit_code == 0, result.output
+    return (root / "one" / "report.html").read_text(), (root / "two" / "report.html").read_text()
+
+
+def test_pages_need_nothing_but_themselves(pages: tuple[str, str]) -> None:
+    for text in pages:
+        _check(text)
+
+
+def test_the_page_of_a_run_answers_a_manager(pages: tuple[str, str], small_store: Path) -> None:
+    for words in (
+        "What was tried", "On what", "How sure", "peak memory", "training time", "95% interval", "Learning curve",
+        "click by scenario", "order by behaviours before the request", "lsm train --from", str(small_store),
+    ):  # fmt: skip
+        assert words in pages[0], words
+    for words in ("seed 0", "seed 1", "±", "mean ± sd", "Learning curve", "peak memory"):
+        assert words in pages[1], words
+
+
+def test_calibration_is_drawn_where_it_was_measured(small_store: Path, tmp_path: Path) -> None:
+    from lsm_cli.commands.pages import _calibration
+
+    page = Page("x")
+    bins = [{"predicted": 0.1, "observed": 0.2, "n": 5}, {"predicted": 0.6, "observed": 0.5, "n": 5}]
+    _calibration(page, {"click": {"calibration_curve": {"bins": bins}}})
+    text = page.render()
+    _check(text)
+    assert "Calibration of click" in text and text.count("<circle") == 4
+
+
+@given(
+    st.text(), st.dictionaries(st.text(), st.lists(st.tuples(st.floats(-1e6, 1e6), st.floats(-1e6, 1e6)), max_size=5))
+)
+def test_any_text_and_numbers_make_a_page(text: str, series: dict) -> None:
+    page = Page(text)
+    page.tiles([(text, text, text)])
+    page.facts(text, [(text, text), ("left out", None)])
+    page.table(text, [text], [[text], [None]])
+    page.lines(text, series)
+    page.note(text)
+    page.code(text, text)
+    found = page.render()
+    assert "left out" not in found and found.startswith("<!doctype html>")
+    assert json.dumps(found)
+
+
+@settings(deadline=None)
+@given(st.floats(-1e6, 1e6), st.floats(1e-6, 1e6))
+def test_ticks_are_few_and_within(low: float, width: float) -> None:
+    high = low + width
+    assume(high - low > 1e-9 * max(abs(low), 1))
+    found = _ticks(low, high)
+    slack = 1e-6 * width
+    assert 3 <= len(found) <= 11 and all(low - slack <= tick <= high + slack for tick in found)
