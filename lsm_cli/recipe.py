@@ -38,7 +38,7 @@ class DataOptions(Options):
 class ModelOptions(Options):
     """The ranking model."""
 
-    sequence: Literal["none", "mean", "din", "tin", "stacked_tin"] = Field(
+    sequence: Literal["none", "mean", "din", "tin", "stacked_tin", "bst", "hstu"] = Field(
         "stacked_tin", description="how the history is read"
     )
     max_len: int = Field(200, ge=0, le=1_000_000, description="behaviours per sample; the most recent are kept")
@@ -51,7 +51,8 @@ class ModelOptions(Options):
         description="fields that each attention head sees (DSI-TIN), e.g. [['item'], ['category'], ['time']]; `auto` = "
         "a head each for item-like fields, categories, places, actions and time; empty = one head that sees everything",
     )
-    layers: int = Field(2, ge=1, le=8, description="layers of the stacked interest network")
+    layers: int = Field(2, ge=1, le=8, description="layers of a reader that has them (stacked_tin, transformers)")
+    block_heads: int = Field(2, ge=1, le=64, description="heads of the transformers (bst, hstu), which see all fields")
     stack_output: Literal["found", "states", "last"] = Field(
         "found",
         description="what the head sees of a stack: what each layer found, every state, which holds the candidate, or "
@@ -98,7 +99,7 @@ class ModelOptions(Options):
         0, ge=0, le=64, description="experts in place of the shared hidden layers, a gate per target (MMoE); 0 = none"
     )
     attention_hidden: list[Width] = Field([64], description="widths of DIN's attention network", min_length=1)
-    dropout: float = Field(0.0, ge=0, lt=1, description="dropout in the tower")
+    dropout: float = Field(0.0, ge=0, lt=1, description="dropout in the tower and in transformers")
 
 
 class SearchOptions(Options):

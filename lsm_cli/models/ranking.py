@@ -13,9 +13,11 @@ from lsm_cli.data.batches import Batch
 from lsm_cli.data.store import Field
 from lsm_cli.kernels.ragged import Segments
 from lsm_cli.models import heads
+from lsm_cli.models.bst import BST
 from lsm_cli.models.evidence import Evidence, match_mask, wanted
 from lsm_cli.models.heads import Heads
 from lsm_cli.models.history import History, Match, SharedHistory
+from lsm_cli.models.hstu import HSTU
 from lsm_cli.models.interest import DIN, TIN, MeanPool, StackedTIN
 from lsm_cli.models.numeric import Numeric
 from lsm_cli.models.space import Rows, Space
@@ -205,6 +207,7 @@ class RankingModel(nn.Module):
                 for space, parts, places, candidate in prepared
             ]
             (history, candidate), (keys, query) = seen[0], seen[-1]
+            history.age = batch.age
             if keys is not history:
                 history.keys = keys
             yield history, candidate, query
@@ -219,6 +222,10 @@ def _reader(recipe: Recipe, width: int, attention: int, heads: int) -> nn.Module
             return DIN(width, options.attention_hidden)
         case "tin":
             return TIN(width, heads)
+        case "bst":
+            return BST(width, options.layers, options.block_heads, options.dropout)
+        case "hstu":
+            return HSTU(width, options.layers, options.block_heads, options.intervals, options.ranks, options.dropout)
         case _:
             return StackedTIN(
                 width,
