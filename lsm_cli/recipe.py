@@ -38,7 +38,7 @@ class DataOptions(Options):
 class ModelOptions(Options):
     """The ranking model."""
 
-    sequence: Literal["none", "mean", "din", "tin", "stacked_tin", "bst", "hstu"] = Field(
+    sequence: Literal["none", "mean", "din", "tin", "stacked_tin", "bst", "hstu", "sasrec"] = Field(
         "stacked_tin", description="how the history is read"
     )
     max_len: int = Field(200, ge=0, le=1_000_000, description="behaviours per sample; the most recent are kept")
@@ -52,7 +52,9 @@ class ModelOptions(Options):
         "a head each for item-like fields, categories, places, actions and time; empty = one head that sees everything",
     )
     layers: int = Field(2, ge=1, le=8, description="layers of a reader that has them (stacked_tin, transformers)")
-    block_heads: int = Field(2, ge=1, le=64, description="heads of the transformers (bst, hstu), which see all fields")
+    block_heads: int = Field(
+        2, ge=1, le=64, description="heads of the transformers (bst, hstu, sasrec), which see all fields"
+    )
     stack_output: Literal["found", "states", "last"] = Field(
         "found",
         description="what the head sees of a stack: what each layer found, every state, which holds the candidate, or "
@@ -100,6 +102,12 @@ class ModelOptions(Options):
     )
     attention_hidden: list[Width] = Field([64], description="widths of DIN's attention network", min_length=1)
     dropout: float = Field(0.0, ge=0, lt=1, description="dropout in the tower and in transformers")
+    item_fields: list[str] = Field(
+        [], description="sasrec: candidates' fields that describe the item, beside item and categories"
+    )
+    request_fields: list[str] = Field(
+        [], description="sasrec: candidates' fields that describe the request, beside the scenario"
+    )
 
 
 class SearchOptions(Options):
@@ -166,6 +174,9 @@ class TrainOptions(Options):
     threads: int = Field(0, ge=0, le=1024, description="CPU threads; 0 = all")
     seed: int = Field(0, ge=0, description="seed of initialisation, order and dropout")
     weights: dict[str, float] = Field({}, description="loss weight per target; 1 where not named")
+    softmax: float = Field(
+        0.0, ge=0, le=100, description="sasrec: weight of a softmax over the batch's candidates, which makes for recall"
+    )
     tensorboard: bool = Field(False, description="also write TensorBoard event files (extra `tensorboard`)")
 
 
@@ -185,11 +196,30 @@ class Recipe(Options):
             raise ValueError("model.attention_dim: only tin and stacked_tin have an attention to decouple; set it to 0")
         if self.model.heads and self.model.sequence not in ATTENTIVE:
             raise ValueError("model.heads: only tin and stacked_tin have attention heads; leave it empty")
+        if self.model.sequence == "sasrec":
+            self._towers_apart()
+        elif self.train.softmax:
+            raise ValueError("train.softmax: only sasrec has towers to retrieve with; set it to 0")
         if self.search.method in BY_ATTENTION and self.model.sequence not in ATTENTIVE:
             raise ValueError(
                 f"search.method: {self.search.method} goes by the attention of tin or stacked_tin; set model.sequence"
             )
         return self
+
+    def _towers_apart(self) -> None:
+        """In two towers nothing on the user's side may know the candidate."""
+        if self.model.match_bias or self.model.evidence:
+            raise ValueError(
+                "model.sequence = 'sasrec': the user's tower never sees the candidate, so there are no matches; set "
+                "model.match_bias and model.evidence to false"
+            )
+        if self.search.method != "none" or self.search.source:
+            raise ValueError(
+                "model.sequence = 'sasrec': the user's tower never sees the candidate, so nothing can be searched for "
+                "it; set search.method to none and leave search.from empty"
+            )
+        if not self.model.max_len:
+            raise ValueError("model.sequence = 'sasrec' is nothing without a history; set model.max_len")
 
     def to_toml(self) -> str:
         """Every key with its value, ready to be run again."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from lsm_cli.engine.device import Compute
 from lsm_cli.engine.feed import Feed
 from lsm_cli.engine.setup import Setup, visible_lengths
 from lsm_cli.errors import InputError
-from lsm_cli.models.ranking import RankingModel
+from lsm_cli.models.scorer import Scorer
 from lsm_cli.report.console import Progress, Silent
 
 BEHAVIOURS, SAMPLES = 1 << 18, 1 << 12  # per scoring batch, at most
@@ -23,22 +24,29 @@ LENGTH_EDGES = (0, 1, 11, 51, 201, 1001)
 
 @torch.no_grad()
 def score(
-    model: RankingModel, feed: Feed, compute: Compute, index: np.ndarray, progress: Progress | None = None
+    model: Scorer, feed: Feed, compute: Compute, index: np.ndarray, progress: Progress | None = None
 ) -> np.ndarray:
     """Logits of samples `index`, in that order: float32 [n, targets]."""
     progress = progress or Silent()
     model.eval()
+    logits = []
+    for piece in chunks(feed, index):
+        batch = feed.batch(index[piece], model)
+        with compute.autocast():
+            logits.append(model(batch, model.fetch(batch)).float())
+        progress.advance(batch.size)
+    return torch.cat(logits).cpu().numpy() if logits else np.empty((0, 0), np.float32)
+
+
+def chunks(feed: Feed, index: np.ndarray) -> Iterator[slice]:
+    """Pieces of `index` that are scored at once: `SAMPLES` and `BEHAVIOURS` at most, but one sample at least."""
     ends = np.cumsum(feed.lengths(index)) if len(index) else np.empty(0, np.int64)
-    logits, start = [], 0
+    start = 0
     while start < len(index):
         used = ends[start - 1] if start else 0
         stop = max(start + 1, min(start + SAMPLES, int(np.searchsorted(ends, used + BEHAVIOURS, side="right"))))
-        batch = feed.batch(index[start:stop], model)
-        with compute.autocast():
-            logits.append(model(batch, model.fetch(batch)).float())
-        progress.advance(stop - start)
+        yield slice(start, stop)
         start = stop
-    return torch.cat(logits).cpu().numpy() if logits else np.empty((0, 0), np.float32)
 
 
 def validate(logits: np.ndarray, feed: Feed, index: np.ndarray, targets: list[str]) -> dict[str, Any]:
@@ -53,7 +61,7 @@ def validate(logits: np.ndarray, feed: Feed, index: np.ndarray, targets: list[st
 
 
 def evaluate(
-    setup: Setup, model: RankingModel, split: str, shuffle_seed: int | None = None, progress: Progress | None = None
+    setup: Setup, model: Scorer, split: str, shuffle_seed: int | None = None, progress: Progress | None = None
 ) -> dict[str, Any]:
     """Score a whole split.
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import partial
+from typing import cast
 
 import numpy as np
 import torch
@@ -20,6 +21,7 @@ from lsm_cli.errors import InputError
 from lsm_cli.kernels.ragged import Segments
 from lsm_cli.models.history import History, SharedHistory
 from lsm_cli.models.ranking import RankingModel
+from lsm_cli.models.scorer import Scorer
 from lsm_cli.recipe import BY_ATTENTION
 from lsm_cli.search import hashing, soft
 from lsm_cli.search.files import FoundFile
@@ -67,11 +69,11 @@ class Feed:
             return reach
         return np.minimum(reach, self.options.top_k + self.options.recent)
 
-    def batch(self, index: np.ndarray, model: RankingModel) -> Batch:
+    def batch(self, index: np.ndarray, model: Scorer) -> Batch:
         """The samples `index` on the device, with the behaviours that the model is to read."""
         with torch.no_grad():
             if self.soft:
-                batch = self._softly(index, model)
+                batch = self._softly(index, cast(RankingModel, model))
             else:
                 batch = self.assembler.batch(index, self._pointers(index)).to(self.device)
             if self.matches is not None:

@@ -14,6 +14,8 @@ from lsm_cli.engine.device import Compute, decide
 from lsm_cli.errors import InputError
 from lsm_cli.models.heads import groups
 from lsm_cli.models.ranking import RankingModel
+from lsm_cli.models.scorer import Scorer
+from lsm_cli.models.two_tower import TwoTower, sides
 from lsm_cli.recipe import Recipe
 from lsm_cli.search.hard import ANY, HardOptions
 from lsm_cli.search.matches import MatchStatistics
@@ -46,14 +48,26 @@ class Setup:
         statistics = store.statistics if recipe.data.statistics else []
         seen = [store.fields[name] for name in names if store.fields[name].in_history]
         groups(recipe.model.heads, seen, bool(recipe.model.temporal))
-        return cls(recipe, store, decide(recipe.train), [store.fields[name] for name in names], targets, statistics)
+        fields = [store.fields[name] for name in names]
+        if recipe.model.sequence == "sasrec":
+            sides(recipe.model, fields)
+        return cls(recipe, store, decide(recipe.train), fields, targets, statistics)
 
-    def model(self) -> RankingModel:
+    def model(self) -> Scorer:
         categories = self.store.category_rows if self.store.depth else None
+        if self.recipe.model.sequence == "sasrec":
+            shown = self._shown() if self.recipe.train.softmax else None
+            towers = TwoTower(self.recipe, self.fields, len(self.targets), len(self.statistics), categories, shown)
+            return towers.to(self.compute.device)
         found = self.match_statistics()
         matches = len(found.names) if found else 0
         model = RankingModel(self.recipe, self.fields, len(self.targets), len(self.statistics), categories, matches)
         return model.to(self.compute.device)
+
+    def _shown(self) -> np.ndarray:
+        """How often each row of the item table is a candidate in training: int64 [rows]."""
+        rows = self.store.fields["item"].rows
+        return np.bincount(np.minimum(self.store.samples("train").column("item"), rows - 1), minlength=rows)
 
     def assembler(self, split: str, shuffle_seed: int | None = None) -> Assembler:
         return Assembler(
@@ -133,6 +147,10 @@ class Setup:
                     f"training samples are dropped ({known})"
                 )
             lines += self._search_decisions()
+        if model.sequence == "sasrec":
+            item, request, unused = sides(model, self.fields)
+            left = f"; not used: {', '.join(unused)} (model.item_fields, model.request_fields)" if unused else ""
+            lines.append(f"towers     item: {', '.join(item)}; request: {', '.join(request) or 'nothing'}{left}")
         lines.append(
             f"tables     {sum(field.rows for field in self.fields):,} rows x {model.dim}, {train.table_optimizer}, "
             f"lr {train.table_lr:g}; dense lr {train.lr:g}"

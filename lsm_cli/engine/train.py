@@ -20,7 +20,7 @@ from lsm_cli.engine.feed import Feed
 from lsm_cli.engine.run import RunFolder
 from lsm_cli.engine.setup import Setup
 from lsm_cli.errors import InputError, LsmError
-from lsm_cli.models.ranking import RankingModel
+from lsm_cli.models.scorer import Scorer
 from lsm_cli.report.console import Progress, Silent
 
 FIT_SAMPLES = 50_000  # training samples from which the scale of numeric features is taken
@@ -107,7 +107,7 @@ class Trainer:
                 self.at.finished = True
                 self._save()
 
-    def best(self) -> RankingModel:
+    def best(self) -> Scorer:
         """The model with the weights of the best validation."""
         self.run.fill(self.model)
         return self.model
@@ -159,8 +159,10 @@ class Trainer:
             group["lr"] = self.options.lr * rate
         rows = self.model.fetch(batch)
         with self.setup.compute.autocast():
-            logits = self.model(batch, rows)
+            logits, extra = self.model.learn(batch, rows)
         loss = self._loss(logits.float(), batch.labels)
+        if extra is not None:
+            loss = loss + (extra * self.weights).sum()
         self.dense.zero_grad(set_to_none=True)
         self.scaler.scale(loss).backward()
         self.scaler.unscale_(self.dense)

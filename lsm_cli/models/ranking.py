@@ -20,6 +20,7 @@ from lsm_cli.models.history import History, Match, SharedHistory
 from lsm_cli.models.hstu import HSTU
 from lsm_cli.models.interest import DIN, TIN, MeanPool, StackedTIN
 from lsm_cli.models.numeric import Numeric
+from lsm_cli.models.scorer import Scorer
 from lsm_cli.models.space import Rows, Space
 from lsm_cli.models.tower import Tower
 from lsm_cli.recipe import Recipe
@@ -28,7 +29,7 @@ from lsm_cli.search.soft import Request
 HOURS, WEEKDAYS, CALENDAR_DIM = 24, 7, 4
 
 
-class RankingModel(nn.Module):
+class RankingModel(Scorer):
     """Scores candidates for every target.
 
     Args:
@@ -91,24 +92,6 @@ class RankingModel(nn.Module):
         read = cast(int, self.reader.out) if self.reader is not None else 0
         self.feed_candidate = options.candidate
         self.tower = Tower(features, read, options, targets)
-
-    def fetch(self, batch: Batch) -> list[Rows]:
-        """The embedding rows of a batch, space by space; in training mode they are leaves that collect gradients."""
-        return [space.fetch(batch) for space in self.spaces]
-
-    def leaves(self, rows: list[Rows]) -> list[Tensor]:
-        """The leaf tensors of a step, for gradient scaling and clipping."""
-        return [leaf for space, found in zip(self.spaces, rows, strict=True) for leaf in space.bank.leaves(found)]
-
-    def update(self, rows: list[Rows], lr: float) -> None:
-        """Move the rows of one step against their gradients."""
-        for space, found in zip(self.spaces, rows, strict=True):
-            space.bank.update(found, lr)
-
-    def reset_tables(self) -> None:
-        """All tables as they were before the first step."""
-        for space in self.spaces:
-            space.bank.reset()
 
     def forward(self, batch: Batch, rows: list[Rows]) -> Tensor:
         """Logits [B, targets]."""

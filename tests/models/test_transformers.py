@@ -17,6 +17,7 @@ from lsm_cli.models import hstu
 from lsm_cli.models.bst import BST, Block
 from lsm_cli.models.history import History
 from lsm_cli.models.hstu import HSTU, Unit
+from lsm_cli.models.sasrec import Encoder, Layer
 from lsm_cli.models.temporal import LONGEST_RANK, LONGEST_SECONDS
 from tests.models.test_interest import FIELDS, WIDTH, Drawn, agree
 
@@ -141,3 +142,64 @@ def test_padding_and_grouping_change_nothing(name: str, lengths: list[int], monk
     assert found[0].shape == (len(lengths), reader.out) and found[0].isfinite().all()
     for other in found[1:]:
         torch.testing.assert_close(other, found[0], rtol=1e-10, atol=1e-10)
+
+
+def _encode(encoder: Encoder, behaviours: Tensor, token: Tensor) -> Tensor:
+    """Final state of one token behind one history, position by position."""
+    states = torch.cat([behaviours, token.unsqueeze(0)])
+    for layer in encoder.layers:
+        made = _norm(states, layer.norm)
+        queries, keys, values = (made @ part.T for part in layer.project.weight.chunk(3))
+        size, attended = queries.shape[1] // layer.heads, []
+        for i in range(len(states)):
+            found = []
+            for head in range(layer.heads):
+                own = slice(head * size, (head + 1) * size)
+                logits = torch.stack([queries[i, own] @ keys[j, own] / math.sqrt(size) for j in range(i + 1)])
+                weight = torch.softmax(logits, 0)
+                found.append(sum(weight[j] * values[j, own] for j in range(i + 1)))
+            attended.append(torch.cat(found) @ layer.mix.weight.T)
+        states = states + torch.stack(attended)
+        norm, inner, _, _, outer = layer.network
+        hidden = torch.relu(_norm(states, norm) @ inner.weight.T + inner.bias)
+        states = states + hidden @ outer.weight.T + outer.bias
+    return _norm(states[-1:], encoder.norm)[0]
+
+
+@settings(max_examples=6, deadline=None)
+@given(
+    lengths=st.lists(st.integers(0, 4), min_size=1, max_size=3),
+    tokens=st.integers(1, 3),
+    layers=st.integers(1, 2),
+    seed=st.integers(0, 100),
+)
+def test_the_encoder_equals_its_equation(lengths: list[int], tokens: int, layers: int, seed: int) -> None:
+    torch.manual_seed(seed)
+    encoder = _stirred(Encoder(WIDTH, layers, 3, 0.0))
+    asked = torch.randn(len(lengths), tokens, WIDTH, dtype=torch.float64, requires_grad=True)
+    states = torch.randn(len(lengths), max(lengths), WIDTH, dtype=torch.float64, requires_grad=True)
+    real = torch.arange(max(lengths)) < torch.tensor(lengths).unsqueeze(1)
+    ours = encoder(states, asked, real)
+    literal = torch.stack(
+        [
+            torch.stack([_encode(encoder, states[row, :length], token) for token in asked[row]])
+            for row, length in enumerate(lengths)
+        ]
+    )
+    agree(ours, literal, [states, asked], list(encoder.parameters()))
+
+
+def test_no_state_sees_a_later_behaviour_and_no_token_sees_padding() -> None:
+    torch.manual_seed(0)
+    layer = Layer(WIDTH, 2, 0.0).double()
+    states, tokens = torch.randn(1, 8, WIDTH).double(), torch.randn(1, 2, WIDTH).double()
+    real = torch.arange(8).unsqueeze(0) < 6
+    seen = torch.cat([real.unsqueeze(1).expand(-1, 2, -1), torch.eye(2, dtype=torch.bool).unsqueeze(0)], 2)
+    before, asked = layer(states, tokens, seen, False)
+    for place in range(8):
+        other = states.clone()
+        other[:, place] = torch.randn(WIDTH)
+        after, answer = layer(other, tokens, seen, False)
+        assert torch.equal(after[:, :place], before[:, :place])
+        assert not torch.equal(after[:, place:], before[:, place:])
+        assert torch.equal(answer, asked) == (place >= 6)
