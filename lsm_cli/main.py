@@ -166,16 +166,20 @@ def evaluate(
     shuffle_history: Annotated[
         bool, typer.Option("--shuffle-history", help="Also score with other users' histories, as a control.")
     ] = False,
+    user_vectors: Annotated[
+        Path | None,
+        typer.Option("--user-vectors", help="Folder for the vectors of users and items (sasrec).", show_default=False),
+    ] = None,
     json: Json = False,
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
-    """Test a run: AUC, GAUC, log loss and calibration, overall and by slice."""
+    """Test a run: AUC, GAUC, log loss and calibration, overall and by slice; of two towers, also recall and NDCG."""
 
     def work(console: Any) -> dict[str, Any]:
         from lsm_cli.commands import evaluation
 
-        return evaluation.eval_run(console, run, data, split, shuffle_history)
+        return evaluation.eval_run(console, run, data, split, shuffle_history, vectors=user_vectors)
 
     _run(work, json, quiet, debug)
 

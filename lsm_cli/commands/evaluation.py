@@ -5,11 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from lsm_cli.commands import towers
 from lsm_cli.data.store import Store
 from lsm_cli.engine.device import peak_memory
 from lsm_cli.engine.evaluate import evaluate
 from lsm_cli.engine.run import RunFolder
 from lsm_cli.engine.setup import Setup
+from lsm_cli.models.two_tower import TwoTower
 from lsm_cli.recipe import Recipe
 from lsm_cli.report import html
 from lsm_cli.report.console import Console, count
@@ -18,9 +20,15 @@ HEADLINE = ("auc", "gauc", "logloss", "calibration", "n", "positives")
 
 
 def eval_run(
-    console: Console, run_path: Path, data: Path | None, split: str, shuffle_history: bool, seed: int = 0
+    console: Console,
+    run_path: Path,
+    data: Path | None,
+    split: str,
+    shuffle_history: bool,
+    seed: int = 0,
+    vectors: Path | None = None,
 ) -> dict[str, Any]:
-    """Score one split of a store with a trained run."""
+    """Score one split of a store with a trained run; of two towers, also retrieve, and write vectors if asked."""
     run = RunFolder.open(run_path)
     recipe = run.recipe()
     store = Store.open(data or Path(run.data()["path"]))
@@ -28,6 +36,8 @@ def eval_run(
     setup = Setup.of(recipe, store)
     model = setup.model()
     run.fill(model)
+    if vectors is not None:
+        towers.check(run_path, recipe, vectors)
     console.say(f"run        {run_path}: {recipe.name}")
     console.say(f"store      {store.path} ({store.name}), split {split}: {len(store.samples(split)):,} samples")
     console.say(f"device     {setup.compute.describe()}")
@@ -43,9 +53,15 @@ def eval_run(
         console.say("control    every user gets another user's history, cut at the same request time")
         with console.progress("score shuffled", len(store.samples(split)), "samples") as bar:
             result["shuffled"] = evaluate(setup, model, split, shuffle_seed=seed, progress=bar)["targets"]
+    if isinstance(model, TwoTower):
+        result |= towers.retrieval(console, setup, model, split, found["targets"])
+        if vectors is not None:
+            result["vectors"] = towers.write_vectors(console, setup, model, split, vectors, run_path)
     show(console, f"{recipe.name} on the {split} samples of {store.name}", found["targets"], result.get("shuffled"))
     for target, entry in found["targets"].items():
         show_slices(console, target, entry["slices"])
+    if isinstance(model, TwoTower):
+        towers.show(console, split, result)
     console.text(f"{count(found['samples_per_second'])} scored samples/s")
     if not shuffle_history:
         console.next(f"lsm eval {run_path} --shuffle-history")
