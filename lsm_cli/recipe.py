@@ -38,7 +38,7 @@ class DataOptions(Options):
 class ModelOptions(Options):
     """The ranking model."""
 
-    sequence: Literal["none", "mean", "din", "tin", "stacked_tin", "bst", "hstu", "sasrec"] = Field(
+    sequence: Literal["none", "mean", "din", "tin", "stacked_tin", "bst", "hstu", "stca", "sasrec"] = Field(
         "stacked_tin", description="how the history is read"
     )
     max_len: int = Field(200, ge=0, le=1_000_000, description="behaviours per sample; the most recent are kept")
@@ -53,7 +53,7 @@ class ModelOptions(Options):
     )
     layers: int = Field(2, ge=1, le=8, description="layers of a reader that has them (stacked_tin, transformers)")
     block_heads: int = Field(
-        2, ge=1, le=64, description="heads of the transformers (bst, hstu, sasrec), which see all fields"
+        2, ge=1, le=64, description="heads of the transformers (bst, hstu, stca, sasrec), which see all fields"
     )
     stack_output: Literal["found", "states", "last"] = Field(
         "found",

@@ -22,6 +22,7 @@ from lsm_cli.models.interest import DIN, TIN, MeanPool, StackedTIN
 from lsm_cli.models.numeric import Numeric
 from lsm_cli.models.scorer import Scorer
 from lsm_cli.models.space import Rows, Space
+from lsm_cli.models.stca import STCA
 from lsm_cli.models.tower import Tower
 from lsm_cli.recipe import Recipe
 from lsm_cli.search.soft import Request
@@ -207,6 +208,8 @@ def _reader(recipe: Recipe, width: int, attention: int, heads: int) -> nn.Module
             return TIN(width, heads)
         case "bst":
             return BST(width, options.layers, options.block_heads, options.dropout)
+        case "stca":
+            return STCA(width, options.layers, options.block_heads)
         case "hstu":
             return HSTU(width, options.layers, options.block_heads, options.intervals, options.ranks, options.dropout)
         case _:

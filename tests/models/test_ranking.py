@@ -15,7 +15,7 @@ from lsm_cli.data.store import Store
 from lsm_cli.engine.setup import Setup
 from lsm_cli.models.ranking import RankingModel
 
-RECIPES = ["dnn", "dcnv2", "mean_pool", "din", "tin", "stacked_tin", "dsi_tin", "td_tin", "bst", "hstu"]
+RECIPES = ["dnn", "dcnv2", "mean_pool", "din", "tin", "stacked_tin", "dsi_tin", "td_tin", "bst", "hstu", "stca"]
 
 
 def _model(path: Path, name: str, *overrides: str) -> tuple[Setup, RankingModel]:
