@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from lsm_cli import __version__
+from lsm_cli.data.synth.worlds import WORLDS
 from lsm_cli.errors import InputError, LsmError
 
 app = typer.Typer(
@@ -332,7 +333,7 @@ def tune(
 @app.command()
 def synth(
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the new logs.", show_default=False)],
-    world: Annotated[str, typer.Option(help="Which world.")] = "base",
+    world: Annotated[str, typer.Option(help=f"Which world: {', '.join(WORLDS)}.")] = "base",
     users: Annotated[int, typer.Option(help="Number of users.", min=1)] = 5000,
     seed: Annotated[int, typer.Option(help="Seed of the world.", min=0)] = 0,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing world.")] = False,
