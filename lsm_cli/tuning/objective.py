@@ -103,7 +103,12 @@ def _train(
         except InputError as error:
             shutil.rmtree(run.path, ignore_errors=True)
             return tuning.refuse(trial, str(error))
-        trainer.fit()
+        ended: dict[str, Any] | None = None
+        try:
+            trainer.fit()
+            ended = {"parameters": parameters(trainer.model)}
+        finally:
+            trainer.tracking.finish(ended)
         found = judged(trainer, plan.recipe.train.metric)
         found["memory"] = peak_memory(setup.compute.device)
         values = [found[objective.name] for objective in plan.objectives]
