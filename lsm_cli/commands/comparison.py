@@ -108,7 +108,7 @@ def compare_runs(console: Console, run_path: Path, data: Path | None, split: str
         show_differences(console, f"{ours.name} against {rival.title}, {split} samples", found)
         if rival.ablation:
             for target, one in found.items():
-                console.text(f"{target}: with the hidden behaviours AUC is {one['auc'].verdict}")
+                console.text(f"{target}: AUC with what is hidden, against without: {one['auc'].verdict}")
         if rival.key == "baseline" or not other:
             show_slices(console, f"of {ours.name} against {rival.title}, by slice", found)
         if rival.key == "baseline" and paid:
