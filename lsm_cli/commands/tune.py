@@ -83,7 +83,7 @@ def tune(
     if ended:
         console.say(f"goes on    {ended} of {wanted.trials} trials have ended already")
     deadline = None if seconds is None else time.time() + seconds
-    with stoppable() as asked, _watched(console, tuning) as tick:
+    with storage.reached(url), stoppable() as asked, _watched(console, tuning) as tick:
         job = Job(
             str(out), str(data), url, wanted.trials, deadline, tuning.begun.isoformat(), plan.recipe.train.threads,
             once=_costs_memory(plan), parent=os.getpid(),

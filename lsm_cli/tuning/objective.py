@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import optuna
 import torch
+from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import Trial
 
 from lsm_cli.data.store import Store
@@ -48,9 +49,12 @@ def perform(tuning: Tuning, trial: Trial, store: Store, stop: Callable[[], bool]
         with tuning.beating(trial):
             _perform(tuning, trial, store, stop)
         tidy(tuning)
+    except UpdateFinishedTrialError:  # this process was silent for so long that another has run the trial
+        tuning.notes.append(f"trial {trial.number}: another process has ended it meanwhile")
     except BaseException:
         with suppress(Exception):  # a storage that is away; the trial is found again by its process being gone
-            tuning.give_back(trial._trial_id)
+            if tuning.owns(trial._trial_id):
+                tuning.give_back(trial._trial_id)
         raise
     finally:
         if torch.cuda.is_available():  # the next trial may need every byte
