@@ -216,8 +216,8 @@ def conclusions(found: dict[str, Any]) -> list[str]:
     )
     if detail["load"] > detail["cpus"] + 0.5:
         lines.append(
-            f"the machine is busy (load {detail['load']:.1f} on {detail['cpus']} CPUs): ratios by the clock are unsure, "
-            "those of CPU time less so; repeat this on a quiet machine"
+            f"the machine is busy (load {detail['load']:.1f} on {detail['cpus']} CPUs): ratios by the clock are "
+            "unsure, those of CPU time less so; repeat this on a quiet machine"
         )
         return lines
     slower = [name for name, entry in detail["techniques"].items() if entry["in_recipe"] and entry["high"] < 1]
