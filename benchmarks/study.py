@@ -97,7 +97,7 @@ def main() -> None:
     parser.add_argument("--study", type=Path, default=Path("studies/retail"))
     parser.add_argument("--trials", type=int, default=36)
     parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--pruner", default="halving")
+    parser.add_argument("--pruner", default="median")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1], help="of the runs that are tested")
     parser.add_argument("--set", nargs="*", default=["train.epochs=3"], metavar="KEY=VALUE", help="of study and tests")
     parser.add_argument("--out", type=Path, required=True)

@@ -185,11 +185,6 @@ def evaluate(
     shuffle_history: Annotated[
         bool, typer.Option("--shuffle-history", help="Also score with other users' histories, as a control.")
     ] = False,
-    attention: Annotated[
-        bool,
-        typer.Option("--attention", help="Also show where attention goes; pictures in attention.html of the run."),
-    ] = False,
-    sample: Annotated[int, typer.Option(help="Samples on which attention is looked at.", min=1)] = 5000,
     baseline: Annotated[
         Path | None,
         typer.Option(help="Run to compare with: differences with intervals, and what they are worth."),
@@ -210,6 +205,11 @@ def evaluate(
     gmv_target: Annotated[
         str | None, typer.Option(help="GMV: target that ranks.", show_default="the one that is paid for")
     ] = None,
+    attention: Annotated[
+        bool,
+        typer.Option("--attention", help="Also show where attention goes; pictures in attention.html of the run."),
+    ] = False,
+    sample: Annotated[int, typer.Option(help="Samples on which attention is looked at.", min=1)] = 5000,
     json: Json = False,
     quiet: Quiet = False,
     debug: Debug = False,
@@ -222,17 +222,19 @@ def evaluate(
         asked = comparison.Asked(
             baseline, shuffle_history, ads_only, drop_domain or [], replicates, seed, out, shown, clip, gmv_target
         )
+        if asked.compares and attention:
+            raise InputError(
+                "--attention looks at one run by itself: leave out --baseline, --ads-only and --drop-domain, or ask "
+                "for them in a second command"
+            )
         if asked.compares:
-            if attention:
-                raise InputError("--attention: shows one run by itself; leave out what compares (--baseline, …)")
             return comparison.compare_runs(console, run, data, split, asked)
         if out is not None:
             raise InputError(
                 "--out is where the page of a comparison goes: add --baseline, --ads-only or --drop-domain"
             )
-        return evaluation.eval_run(
-            console, run, data, split, shuffle_history, seed, attention=sample if attention else 0
-        )
+        looked_at = sample if attention else 0
+        return evaluation.eval_run(console, run, data, split, shuffle_history, seed, looked_at)
 
     _run(work, json, quiet, debug)
 

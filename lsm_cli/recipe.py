@@ -69,6 +69,9 @@ class ModelOptions(Options):
     graph_window: int = Field(
         10, ge=1, le=1000, description="items that many behaviours apart, or fewer, are neighbours in the item graph"
     )
+    graph_hidden: float = Field(
+        0.5, ge=0, lt=1, description="share of the item graph's vectors hidden in training, as new items have none"
+    )
     temporal: list[Literal["interval", "rank"]] = Field(
         ["interval", "rank"], description="temporal encodings of a behaviour: time to the request, rank from it"
     )
@@ -146,6 +149,9 @@ class TrainOptions(Options):
     table_optimizer: Literal["adagrad", "adam"] = Field(
         "adagrad", description="row-wise Adagrad, or Adam that moves only the rows of the step"
     )
+    table_dtype: Literal["fp32", "bf16"] = Field(
+        "fp32", description="how embedding rows are kept; bf16 = in half the memory, rounded up or down by chance"
+    )
     table_decay: bool = Field(False, description="let the rows' learning rate follow warm-up and decay as well")
     fresh_tables: bool = Field(
         True,
@@ -181,10 +187,11 @@ class TrainOptions(Options):
 class EngineOptions(Options):
     """How the work is done. Results are the same within rounding; `lsm profile --ablate` says what each is worth."""
 
-    kernels: Literal["auto", "compiled", "eager"] = Field(
+    kernels: Literal["auto", "triton", "compiled", "eager"] = Field(
         "auto",
-        description="attention over histories: compiled = fused gathers and sums, eager = written out behaviour by "
-        "behaviour, auto = compiled, and matrix products for tables of few rows",
+        description="attention over histories: triton = in one pass over each, compiled = fused gathers and sums, "
+        "eager = written out behaviour by behaviour; auto = triton on a GPU that has it, else compiled, with matrix "
+        "products for tables of few rows",
     )
     sparse_rows: bool = Field(
         True, description="read and update only the embedding rows of a step, instead of whole tables (Adagrad only)"

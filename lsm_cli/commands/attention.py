@@ -84,8 +84,8 @@ def _page(name: str, store: Store, split: str, found: dict[str, Any], run: RunFo
     page = Page(f"Attention of {name} · {run.path.name}")
     page.paragraph(
         f"{found['samples']:,} {split} samples of {store.name}; {found['empty']:,} of them have no behaviours, the "
-        f"others {found['behaviours']:.1f} in the mean. Every sample counts the same. `behaviours` is the share of "
-        "behaviours that lie in a bucket: what attention would be if it weighed all alike."
+        f"others {found['behaviours']:.1f} in the mean. Every sample counts the same. Behaviours: the share of "
+        "behaviours that lie in a bucket, which is what attention would be if it weighed all alike."
     )
     for view, entry in _telling(found).items():
         for kind, shares in marginals(found, view).items():

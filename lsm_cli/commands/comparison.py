@@ -8,7 +8,7 @@ from typing import Any
 
 from lsm_cli.commands.comparison_page import write_page
 from lsm_cli.data.store import Store
-from lsm_cli.data.views import ads_only, without
+from lsm_cli.data.views import View, ads_only, without
 from lsm_cli.engine import slices as slicing
 from lsm_cli.engine.compare import LEVEL, METRICS, WORDS, Difference
 from lsm_cli.engine.contenders import Contender, Scores, differences, summaries
@@ -60,8 +60,7 @@ def compare_runs(console: Console, run_path: Path, data: Path | None, split: str
     store = Store.open(data or Path(RunFolder.open(run_path).data()["path"]))
     ours = Contender.of(run_path, store)
     other = Contender.of(asked.baseline, store) if asked.baseline else None
-    size_ = len(store.samples(split))
-    if not size_:
+    if not len(store.samples(split)):
         raise InputError(f"{store.path}: no {split} samples to compare on; name another --split")
     view = None
     if asked.ads_only or asked.drop_domain:
@@ -76,24 +75,11 @@ def compare_runs(console: Console, run_path: Path, data: Path | None, split: str
     console.say(f"run        {run_path}: {ours.name}")
     if other:
         console.say(f"baseline   {other.path}: {other.name}")
-    console.say(f"store      {store.path} ({store.name}), split {split}: {size_:,} samples")
+    console.say(f"store      {store.path} ({store.name}), split {split}: {len(store.samples(split)):,} samples")
     console.say(f"device     {ours.setup.compute.describe()}")
     console.say(f"intervals  {LEVEL:.0%}, {asked.replicates:,} bootstrap replicates of users, seed {asked.seed}")
     mine = _score(console, ours, split)
-    rivals = []
-    if other:
-        rivals.append(Rival("baseline", f"baseline {other.name}", _score(console, other, split), other))
-    if asked.shuffle_history:
-        console.say("control    every user gets another user's history, cut at the same request time")
-        scores = _score(console, ours, split, "shuffled histories", seed=asked.seed)
-        rivals.append(Rival("shuffled", "shuffled histories", scores, ours))
-    if view is not None:
-        console.say(f"control    {view.said}; {ABLATION}; popularity of the candidates stays as it was counted")
-        scores = _score(console, ours, split, view.said, view)
-        key = "ads_only" if asked.ads_only else "without " + ", ".join(asked.drop_domain)
-        rivals.append(Rival(key, key.replace("_", " "), scores, ours, f"{view.said}; {ABLATION}"))
-
-    sliced = slicing.slices(store, split)
+    rivals = _rivals(console, ours, other, view, split, asked)
     result: dict[str, Any] = {
         "run": str(run_path),
         "recipe": ours.name,
@@ -107,20 +93,22 @@ def compare_runs(console: Console, run_path: Path, data: Path | None, split: str
         "level": LEVEL,
         "against": {},
     }
+    sliced = slicing.slices(store, split)
     for rival in rivals:
         found = differences(store, split, mine, rival.scores, sliced, asked.replicates, asked.seed)
-        entry: dict[str, Any] = {
+        result["against"][rival.key] = {
             "title": rival.title,
             "run": str(rival.contender.path),
             "recipe": rival.contender.name,
             split: summaries(store, split, rival.scores),
             "cost": rival.contender.cost(rival.scores),
             "differences": {target: _entries(one) for target, one in found.items()},
+            **({"ablation": rival.ablation} if rival.ablation else {}),
         }
-        if rival.ablation:
-            entry["ablation"] = rival.ablation
-        result["against"][rival.key] = entry
         show_differences(console, f"{ours.name} against {rival.title}, {split} samples", found)
+        if rival.ablation:
+            for target, one in found.items():
+                console.text(f"{target}: with the hidden behaviours AUC is {one['auc'].verdict}")
         if rival.key == "baseline" or not other:
             show_slices(console, f"of {ours.name} against {rival.title}, by slice", found)
         if rival.key == "baseline" and paid:
@@ -133,16 +121,33 @@ def compare_runs(console: Console, run_path: Path, data: Path | None, split: str
         named["baseline"] = result["against"]["baseline"][split]
     for target in shared:
         show_calibration(console, target, {name: one[target] for name, one in named.items()})
-    out = write_page(result, asked.out or run_path)
-    cost = result["cost"]
+    result["page"] = str(write_page(result, asked.out or run_path))
     console.text(
-        f"{count(mine.rate)} scored samples/s, {count(cost['parameters'])} parameters, peak memory "
-        f"{size(cost['peak_memory_bytes'])}; page in {out}"
+        f"{count(mine.rate)} scored samples/s, {count(result['cost']['parameters'])} parameters, peak memory "
+        f"{size(result['cost']['peak_memory_bytes'])}; page in {result['page']}"
     )
-    result["page"] = str(out)
     if other and not asked.shuffle_history:
         console.next(f"lsm eval {run_path} --baseline {asked.baseline} --shuffle-history")
     return result
+
+
+def _rivals(
+    console: Console, ours: Contender, other: Contender | None, view: View | None, split: str, asked: Asked
+) -> list[Rival]:
+    """Scores of all that the run is compared with."""
+    found = []
+    if other:
+        found.append(Rival("baseline", f"baseline {other.name}", _score(console, other, split), other))
+    if asked.shuffle_history:
+        console.say("control    every user gets another user's history, cut at the same request time")
+        scores = _score(console, ours, split, "shuffled histories", seed=asked.seed)
+        found.append(Rival("shuffled", "shuffled histories", scores, ours))
+    if view is not None:
+        console.say(f"control    {view.said}; {ABLATION}; popularity of the candidates stays as it was counted")
+        scores = _score(console, ours, split, view.said, view)
+        key = "ads_only" if asked.ads_only else "without " + ", ".join(asked.drop_domain)
+        found.append(Rival(key, key.replace("_", " "), scores, ours, f"{view.said}; {ABLATION}"))
+    return found
 
 
 def _paid(store: Store, split: str, targets: list[str], asked: Asked) -> str | None:
@@ -225,13 +230,12 @@ def show_money(console: Console, ours: str, theirs: str, money: dict[str, Any]) 
     span = None if lift.low is None or lift.high is None else f"{lift.low:+.1%}…{lift.high:+.1%}"
     if money["method"] == "replay":
         mine, other, log = (_percent(money["captured"][name]) for name in ("run", "other", "logged order"))
-        what = f"GMV in the first {money['shown']} of a {money['unit']}, share of the best order"
         last = "  the same by the logged order"
     else:
         each = money["value_per_request"]
         mine, other, log = (None if each[name] is None else f"{each[name]:.4g}" for name in ("run", "other", "log"))
-        what, last = "GMV per request", "  the same by the log's own policy"
-    rows += [[what, mine, other, value, span, lift.word], [last, log, None, None, None, None]]
+        last = "  the same by the log's own policy"
+    rows += [[money["what"], mine, other, value, span, lift.word], [last, log, None, None, None, None]]
     title = f"GMV of {ours} against {theirs}, ranked by {money['target']}"
     console.table(title, ["", *COLUMNS], rows, note=money["how"])
     for line in sentences(_json(money)):

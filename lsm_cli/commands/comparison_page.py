@@ -58,7 +58,7 @@ def _page(result: dict[str, Any]) -> html.Page:
     named = {mine: result[result["split"]]}
     if "baseline" in against:
         named[against["baseline"]["title"]] = against["baseline"][result["split"]]
-    calibration(page, named)
+    _calibration(page, named)
     _cost(page, result)
     return page
 
@@ -112,14 +112,12 @@ def _money(page: html.Page, mine: str, other: str, money: dict[str, Any]) -> Non
     rows = [["value-weighted AUC", *_cells(money["value_auc"])]]
     if money["method"] == "replay":
         share = {name: None if part is None else f"{part:.1%}" for name, part in money["captured"].items()}
-        what = f"GMV in the first {money['shown']} of each {money['unit']}, share of the best order"
     else:
         share = {name: None if part is None else f"{part:.4g}" for name, part in money["value_per_request"].items()}
-        what = "GMV per request"
     lift = money["lift"]
     span = None if lift["low"] is None else f"{lift['low']:+.1%}…{lift['high']:+.1%}"
     value = None if lift["lift"] is None else f"{lift['lift']:+.1%}"
-    rows.append([what, share["run"], share["other"], value, span, lift["word"]])
+    rows.append([money["what"], share["run"], share["other"], value, span, lift["word"]])
     rows.append([*(["the same, logged order"] if money["method"] == "replay" else ["the same, the log's policy"]),
                  share.get("logged order", share.get("log")), None, None, None, None])  # fmt: skip
     page.table("GMV", ["", mine, other, "difference", "interval", ""], rows)
@@ -128,7 +126,7 @@ def _money(page: html.Page, mine: str, other: str, money: dict[str, Any]) -> Non
         page.paragraph(line)
 
 
-def calibration(page: html.Page, named: dict[str, dict[str, Any]]) -> None:
+def _calibration(page: html.Page, named: dict[str, dict[str, Any]]) -> None:
     """Observed share against predicted probability; `named` is model -> target -> metrics with their curve."""
     for target in dict.fromkeys(target for targets in named.values() for target in targets):
         known = {name: targets[target] for name, targets in named.items() if target in targets}

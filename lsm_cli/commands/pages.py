@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from lsm_cli.commands.comparison_page import calibration
 from lsm_cli.data.store import Store
+from lsm_cli.engine import slices
 from lsm_cli.engine.certainty import Z, interval
 from lsm_cli.engine.setup import EVERYTHING, Setup
 from lsm_cli.engine.trail import Finished, code_name
@@ -14,7 +16,6 @@ from lsm_cli.report.html import Page
 
 COLUMNS = ["", "AUC", "GAUC", "log loss", "calibration", "samples", "positives"]
 METRICS = ("auc", "gauc", "logloss")
-SLICES = {"history": "behaviours before the request"}
 GLOSSARY = (
     "AUC: how often a positive is ranked above a negative. GAUC: the same within each user, averaged over users by "
     "their samples. Log loss: mean negative log-likelihood of what happened, less is better. Calibration: predicted "
@@ -50,11 +51,11 @@ def run_page(setup: Setup, done: Finished, machine: dict[str, Any]) -> Page:
         "which compares sample by sample and so tells apart what these intervals do not."
     )
     _curves(page, recipe, {"": done.history})
-    _calibration(page, {target: entry for target, entry in done.targets.items() if entry.get("calibration_curve")})
+    calibration(page, {recipe.name: done.targets})
     for target, entry in done.targets.items():
         for kind, groups in entry["slices"].items():
             table = [[name, *_plain(part)] for name, part in groups.items()]
-            page.table(f"{target} by {SLICES.get(kind, kind)}", [kind, *COLUMNS[1:]], table)
+            page.table(f"{target} by {slices.title(kind)}", [slices.short(kind), *COLUMNS[1:]], table)
     page.facts("Where and by what it was made", _made(result, machine, setup))
     page.code("All options (recipe.toml)", recipe.to_toml())
     return page
@@ -182,7 +183,10 @@ def _tried(page: Page, setup: Setup, sweep: str | None = None) -> None:
             ("read by", model.sequence),
             ("side information", ", ".join(field.name for field in setup.fields)),
             ("targets", ", ".join(setup.targets)),
-            ("training", f"{train.epochs} passes at most, {train.batch_size:,} samples a step"),
+            (
+                "training",
+                f"{train.epochs} pass{'es' * (train.epochs > 1)} over the data, {train.batch_size:,} samples a step",
+            ),
             ("chosen by", f"the best of the validations by {train.metric}"),
             ("seeds" if sweep else "seed", sweep or train.seed),
         ],
@@ -217,16 +221,6 @@ def _curves(page: Page, recipe: Recipe, histories: dict[str, list[dict[str, Any]
     page.lines(f"Learning curve: validation {named} by pass over the data", valid)
     loss = {name: [(line["epoch"], line["train_loss"]) for line in lines] for name, lines in histories.items()}
     page.lines("Learning curve: training loss by pass over the data", loss)
-
-
-def _calibration(page: Page, entries: dict[str, Any]) -> None:
-    """Predicted against observed rates; on the diagonal the predictions come true."""
-    for target, entry in entries.items():
-        bins = entry["calibration_curve"]["bins"]
-        top = max((max(part["predicted"], part["observed"]) for part in bins), default=0.0)
-        observed = [(part["predicted"], part["observed"]) for part in bins]
-        title = f"Calibration of {target}: share of positives by predicted probability"
-        page.lines(title, {"observed": observed, "as predicted": [(0.0, 0.0), (top, top)]})
 
 
 def _made(result: dict[str, Any], machine: dict[str, Any], setup: Setup) -> list[tuple[str, Any]]:

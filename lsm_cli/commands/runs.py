@@ -48,7 +48,7 @@ def ls(
         rows = [_row(record, targets) for record in shown]
         hidden = len(records) - len(shown)
         note = f"{hidden:,} more; --limit 0 shows all" if hidden else None
-        title = f"{root}: {len(records):,} of {len(found):,} runs" if filters else f"{root}: {len(found):,} runs"
+        title = f"{root}: {f'{len(records):,} of ' if filters else ''}{len(found):,} run{'s' * (len(found) != 1)}"
         if rows:
             console.table(title, [*columns, "samples/s", "memory", "parameters"], rows, note=note)
         else:

@@ -13,7 +13,7 @@ from lsm_cli.commands import pages
 from lsm_cli.commands.train import prepare, train_one
 from lsm_cli.engine.run import RunFolder
 from lsm_cli.engine.setup import Setup
-from lsm_cli.engine.trail import QUALITY, Finished, is_run
+from lsm_cli.engine.trail import LOCK, QUALITY, Finished, is_run
 from lsm_cli.errors import InputError
 from lsm_cli.report.console import Console, count, size
 
@@ -144,7 +144,7 @@ def _check_free(out: Path, resume: bool) -> None:
         raise InputError(f"{out}: holds a single run; choose another --out for the runs of several seeds")
     if not out.is_dir() or not any(out.iterdir()):
         return
-    if not any(is_run(folder) for folder in out.glob("seed-*")):
+    if not any((folder / LOCK).exists() or is_run(folder) for folder in out.glob("seed-*")):
         raise InputError(f"{out}: the folder is not empty and holds no runs of seeds; choose another --out")
     if not resume:
         raise InputError(f"{out}: already holds runs; go on with them by --resume, or choose another --out")

@@ -116,7 +116,6 @@ def train_one(console: Console, setup: Setup, out: Path, resume: bool) -> Finish
             "training_seconds": round(trainer.at.seconds, 3),
             "best_validation": None if trainer.at.best is None else abs(trainer.at.best),
         }
-        run.write_json(RESULT, result)
         machine = run.read_json(ENVIRONMENT)
         done = Finished(out, split, result, trainer.history)
         run.write_text("report.html", pages.run_page(setup, done, machine).render())
@@ -137,6 +136,7 @@ def train_one(console: Console, setup: Setup, out: Path, resume: bool) -> Finish
                 "code": machine.get("code"),
             }
         )
+        run.write_json(RESULT, result)  # last: a run with a result is finished
     finally:
         if trainer is not None:
             trainer.tracking.finish(result)

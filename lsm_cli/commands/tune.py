@@ -16,7 +16,6 @@ from typing import Any
 from lsm_cli import recipe as recipes
 from lsm_cli.commands.train import stoppable
 from lsm_cli.data.store import Store
-from lsm_cli.engine.device import peak_memory
 from lsm_cli.engine.setup import Setup
 from lsm_cli.engine.train import InterruptedRunError
 from lsm_cli.errors import InputError
@@ -87,7 +86,7 @@ def tune(
     with stoppable() as asked, _watched(console, tuning) as tick:
         job = Job(
             str(out), str(data), url, wanted.trials, deadline, tuning.begun.isoformat(), plan.recipe.train.threads,
-            once=_costs_memory(plan),
+            once=_costs_memory(plan), parent=os.getpid(),
         )  # fmt: skip
 
         def stop() -> bool:
@@ -296,7 +295,10 @@ def _finish(
 
     def entry(row: results.Row) -> dict[str, Any]:
         values = dict(zip(names, row.values or [], strict=False))
-        return {"trial": row.number, "value": next(iter(values.values())), "values": values, "params": row.params}
+        return {
+            "trial": row.number, "value": next(iter(values.values())), "values": values, "params": row.params,
+            "costs": row.costs,
+        }  # fmt: skip
 
     return {
         "study": str(out),
@@ -310,5 +312,4 @@ def _finish(
         "files": [str(file) for file in (*written, *files)],
         "storage": storage.hidden(tuning.url),
         "seconds": round(seconds, 1),
-        "peak_memory_bytes": peak_memory(Setup.of(plan.recipe, Store.open(data)).compute.device),
     }

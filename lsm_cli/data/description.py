@@ -145,7 +145,7 @@ class Samples(Files):
     labels: Annotated[dict[str, Label], BeforeValidator(named)] = Field(default_factory=dict)
     target: str | None = None
     label: str | None = None
-    value: str | None = None
+    value: str | None = None  # money that a sample brought, or that is at stake if its label comes true
     propensity: str | None = None  # probability with which the log's own policy shows this candidate in its request
     truth: dict[str, str] = Field(
         default_factory=dict

@@ -40,6 +40,7 @@ class Bank(nn.Module):
         std: standard deviation of fresh rows.
         optimizer: `adagrad` or `adam`.
         unknown: share of ids shown as unknown in training.
+        dtype: of the tables.
     """
 
     def __init__(
@@ -51,6 +52,7 @@ class Bank(nn.Module):
         optimizer: str,
         unknown: float,
         seed: int,
+        dtype: torch.dtype = torch.float32,
     ) -> None:
         super().__init__()
         self.names = [field.name for field in fields]
@@ -60,7 +62,7 @@ class Bank(nn.Module):
         self.optimizers = nn.ModuleList()
         for position, field in enumerate(fields):
             self.maps.append(RowMap(field.rows, category_rows if field.level else None))
-            self.tables.append(Table(field.rows, dim, std, seed * 1009 + position))
+            self.tables.append(Table(field.rows, dim, std, seed * 1009 + position, dtype))
             self.optimizers.append(row_optimizer(optimizer, field.rows, dim))
 
     def fetch(self, batch: Batch, history: bool = True, frozen: bool = False) -> dict[str, Fetched]:

@@ -51,6 +51,7 @@ class Table(nn.Module):
 
     Args:
         std: standard deviation of the other rows at the start.
+        dtype: how rows are kept; models see them in float32.
 
     Attributes:
         sparse: False makes a step read and update the whole table, as a dense parameter would be.
@@ -59,10 +60,10 @@ class Table(nn.Module):
     weight: Tensor
     sparse: bool = True
 
-    def __init__(self, rows: int, dim: int, std: float, seed: int) -> None:
+    def __init__(self, rows: int, dim: int, std: float, seed: int, dtype: torch.dtype = torch.float32) -> None:
         super().__init__()
         self.std, self.seed = std, seed
-        self.register_buffer("weight", torch.empty(rows, dim))
+        self.register_buffer("weight", torch.empty(rows, dim, dtype=dtype))
         self.reset()
         self._scratch: np.ndarray | None = None
 
@@ -84,12 +85,13 @@ class Table(nn.Module):
         every = torch.cat(ids) if len(ids) > 1 else ids[0]
         if grad and not self.sparse:
             whole = torch.arange(self.rows, device=every.device)
-            return Rows(whole, self.weight.clone().requires_grad_(), tuple(every.long().split(sizes)))
+            values = self.weight.to(torch.float32, copy=True).requires_grad_()
+            return Rows(whole, values, tuple(every.long().split(sizes)))
         if every.is_cuda:
             index, local = torch.unique(every, return_inverse=True)
         else:
             index, local = self._distinct(every)
-        values = self.weight.index_select(0, index).requires_grad_(grad)
+        values = self.weight.index_select(0, index).float().requires_grad_(grad)
         return Rows(index, values, tuple(local.split(sizes)))
 
     def _distinct(self, ids: Tensor) -> tuple[Tensor, Tensor]:
@@ -114,5 +116,4 @@ class Table(nn.Module):
         grad = rows.values.grad
         if grad is None or not rows.index.numel():
             return
-        step = optimizer.step(rows.index, grad, lr)
-        self.weight.index_copy_(0, rows.index, rows.values.detach() - step)
+        optimizer.move(self.weight, rows.index, rows.values.detach(), grad, lr)

@@ -45,7 +45,7 @@ class Contender:
         run.check_store(store)
         setup = Setup.of(run.recipe(), store)
         model = setup.model()
-        model.load_state_dict(run.load_weights(), strict=False)
+        run.fill(model)
         file = path / "result.json"
         return cls(path, setup, model, json.loads(file.read_text()) if file.is_file() else {})
 

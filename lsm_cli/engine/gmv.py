@@ -86,10 +86,16 @@ def _groups(user: np.ndarray, moment: np.ndarray) -> tuple[np.ndarray, np.ndarra
 
 
 def paid_target(labels: dict[str, np.ndarray], value: np.ndarray) -> str | None:
-    """The target whose positives are what value is paid for: the rarest that holds all the valued rows."""
+    """The target whose positives are what value is paid for: the rarest that holds all the valued rows.
+
+    Where negatives have a value too, it is what is at stake, and the rarest target earns it. None without any value.
+    """
     worth = value > 0
-    fits = {name: int((label == 1).sum()) for name, label in labels.items() if (label[worth] == 1).all()}
-    return min(fits, key=lambda name: fits[name]) if worth.any() and fits else None
+    if not worth.any():
+        return None
+    positives = {name: int((label == 1).sum()) for name, label in labels.items()}
+    fits = [name for name, label in labels.items() if (label[worth] == 1).all()]
+    return min(fits or positives, key=lambda name: positives[name])
 
 
 def value_auc(
@@ -224,15 +230,15 @@ def worth(
     """
     samples = store.samples(split)
     user, label = np.asarray(samples.column("user")), np.asarray(samples.column(f"label.{target}"))
-    value = np.nan_to_num(np.asarray(samples.column("value"), np.float64))
-    observed = label >= 0
+    at_stake = np.nan_to_num(np.asarray(samples.column("value"), np.float64))
+    value, observed = np.where(label == 1, at_stake, 0.0), label >= 0
     requests = Requests.of(store, samples)
     seen = (scores[0][observed], scores[1][observed])
     found: dict[str, Any] = {
         "target": target,
         "requests": requests.size,
         "unit": requests.unit,
-        "how": requests.how,
+        "how": f"{requests.how}; value counts where {target} is 1",
         "value": float(value[observed].sum()),
         "value_auc": value_auc(label[observed], value[observed], user[observed], seen, replicates, seed),
     }
@@ -240,12 +246,14 @@ def worth(
     whole = bool(observed.all())
     if propensity is not None and requests.unit == "request":
         found |= snips(requests, value, observed, propensity, user, scores, clip, replicates, seed)
-        method = "snips"
+        method, found["what"] = "snips", "GMV per request"
     else:
         rows = np.flatnonzero(observed)
         part = requests if whole else Requests(requests.group[rows], requests.size, requests.unit)
         found |= replay(part, value[rows], user[rows], seen, shown, replicates, seed)
         method, found["shown"] = "replay", shown
+        first = "first" if shown == 1 else f"first {shown}"
+        found["what"] = f"GMV of the {first} in a {requests.unit}, share of the best order's"
         if propensity is not None:
             found["note"] = (
                 "the log has propensities, but not what else could have been shown (most requests have one candidate), "

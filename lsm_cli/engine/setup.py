@@ -14,7 +14,7 @@ from lsm_cli.data.store import Field, Store
 from lsm_cli.embedding.tables import Table
 from lsm_cli.engine.device import Compute, decide, pool_memory
 from lsm_cli.errors import InputError
-from lsm_cli.kernels import ragged
+from lsm_cli.kernels import fused, ragged
 from lsm_cli.models.graph import item_vectors, with_graph
 from lsm_cli.models.heads import groups
 from lsm_cli.models.ranking import RankingModel
@@ -63,6 +63,11 @@ class Setup:
         """Make this process, and a model, work as the recipe's [engine] says: kernels and the allocator are shared by
         all setups of a process, so whoever turns from one to another says so."""
         engine = self.recipe.engine
+        if engine.kernels == "triton" and not fused.available(self.compute.device.type):
+            raise InputError(
+                "engine.kernels = 'triton' needs a GPU and the package triton, or TRITON_INTERPRET=1 to try it slowly "
+                "on the CPU; use auto"
+            )
         ragged.prefer(engine.kernels)
         pool_memory(self.compute.device, engine.memory_pool)
         for part in model.modules() if model is not None else ():

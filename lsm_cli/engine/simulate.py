@@ -16,7 +16,8 @@ from functools import partial
 import numpy as np
 
 from lsm_cli.data.store import MISSING, Store
-from lsm_cli.data.synth.world import DOMAINS, Drawn, Events, candidates, chances, history_sums, rounds, trace
+from lsm_cli.data.synth.slates import candidates
+from lsm_cli.data.synth.world import DOMAINS, Drawn, Events, chances, past, rounds, trace
 from lsm_cli.data.synth.worlds import DAY
 from lsm_cli.data.views import Grown
 from lsm_cli.engine.compare import Difference, Resampling
@@ -91,14 +92,14 @@ class Simulation:
         paid = drawn.world.paid
         if not len(samples) == len(order) or not samples.has(f"truth.{paid}"):
             raise InputError(f"{store.path}: was not built from this world; build it from the world's dataset.toml")
-        p = chances(drawn, self.could, history_sums(drawn.world, drawn.events, self.could))[paid]
+        p = chances(drawn, self.could, past(drawn, drawn.events, self.could))[paid]
         if not np.allclose(samples.column(f"truth.{paid}")[self.row], p, rtol=1e-4):
             raise InputError(f"{store.path}: was built from another world; build it from this one's dataset.toml")
         self.logged_p = p
         start = drawn.world.test * DAY
         kept = (drawn.events.domain != AD) | (drawn.events.time < start)
         self.before = drawn.events.take(np.flatnonzero(kept))
-        self.past = history_sums(drawn.world, self.before, self.could)
+        self.past = past(drawn, self.before, self.could)
         rng = np.random.default_rng([seed, 55])
         self.luck = {target.name: rng.random(self.size) for target in drawn.world.targets}
         self.wait = {
@@ -130,7 +131,7 @@ class Simulation:
         for now in rounds(self.user):
             at = (now[:, None] * width + np.arange(width)).ravel()
             shown = self.could.take(at)
-            fresh = history_sums(drawn.world, trail, shown)
+            fresh = past(drawn, trail, shown)
             p = chances(drawn, shown, {name: self.past[name][:, at] + fresh[name] for name in fresh})
             ranked = policy(Round(self.row[at], at, p, partial(self._view, made)))
             best = np.asarray(ranked.reshape(-1, width).argmax(1))

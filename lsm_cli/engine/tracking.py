@@ -109,7 +109,7 @@ class MLflow:
             for name, value in _named(split, (result or {}).get(split, {})):
                 self.client.log_metric(self.id, name, value)
         for name in ("samples_per_second", "peak_memory_bytes", "parameters"):
-            if result:
+            if result and name in result:
                 self.client.log_metric(self.id, name, result[name])
         self.client.set_terminated(self.id, "FINISHED" if result else "KILLED")
 

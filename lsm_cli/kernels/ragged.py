@@ -21,6 +21,7 @@ so the backward pass of each is made of the other two. Three ways to compute the
 from __future__ import annotations
 
 import warnings
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -31,13 +32,21 @@ from torch import Tensor
 warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")  # torch says so once a process
 
 
+CHUNK = 512  # behaviours of one sample that one program of a GPU works on
+
 _preferred = "auto"
 
 
 def prefer(kernels: str) -> None:
-    """What this process uses from now on: `auto`, `compiled` (`small` only where it must) or `eager` (reference)."""
+    """What this process uses from now on: `auto`, `compiled` (`small` only where it must) or `eager` (reference);
+    `triton` is `fused`'s, and `auto` for what that does not do."""
     global _preferred
     _preferred = kernels
+
+
+def preferred() -> str:
+    """What was asked for, see `prefer`."""
+    return _preferred
 
 
 class Segments:
@@ -57,6 +66,40 @@ class Segments:
         """int64 [N]: the sample of each behaviour."""
         samples = torch.arange(self.size, device=self.offsets.device)
         return torch.repeat_interleave(samples, self.lengths, output_size=self.total)
+
+    @cached_property
+    def reads(self) -> Reads:
+        """Every sample reads its own history."""
+        return Reads(self)
+
+
+class Reads:
+    """Which behaviours each of S samples reads, cut into chunks of a bounded number, as programs of a GPU do them.
+
+    Args:
+        segments: histories.
+        of: int64 [S], the history of each sample, of which several may read the same; None = sample s reads history s.
+        total: how many behaviours all samples read together, wanted with `of`; their scores lie sample by sample.
+    """
+
+    def __init__(self, segments: Segments, of: Tensor | None = None, total: int | None = None) -> None:
+        self.begin, self.until = segments.offsets[:-1], segments.offsets[1:]
+        self.lies, self.size, self.total, self.own = self.begin, segments.size, segments.total, of is None
+        if of is not None:
+            self.begin, self.until = self.begin.index_select(0, of), self.until.index_select(0, of)
+            lengths = self.until - self.begin
+            self.lies, self.size = lengths.cumsum(0) - lengths, of.numel()
+            self.total = int(lengths.sum()) if total is None else total
+
+    @cached_property
+    def chunks(self) -> tuple[Tensor, Tensor, Tensor, int]:
+        """(sample of each chunk [G], first chunk [S] and number of chunks [S] of each sample, G). G is known without
+        asking the device, so that the last chunks may have nothing to do."""
+        count = ((self.until - self.begin + CHUNK - 1) // CHUNK).clamp_(min=1)
+        ends = count.cumsum(0)
+        chunks = self.size + self.total // CHUNK
+        every = torch.arange(chunks, device=ends.device)
+        return torch.searchsorted(ends, every, right=True).clamp_(max=self.size - 1), ends - count, count, chunks
 
 
 class Occurrences:
@@ -84,6 +127,22 @@ class Occurrences:
         present, counts = torch.unique_consecutive(ordered, return_counts=True)
         starts = counts.cumsum(0) - counts
         return present.long(), starts, order
+
+    @cached_property
+    def by_row(self) -> tuple[Tensor, Segments]:
+        """(behaviours row of the table by row of the table, where those of each row lie): unlike `grouped`, without
+        asking the device how many rows occur."""
+        ordered, order = torch.sort(self.ids.to(torch.int32), stable=True)
+        rows = torch.arange(self.rows + 1, dtype=torch.int32, device=ordered.device)
+        return order, Segments(torch.searchsorted(ordered, rows), self.ids.numel())
+
+
+@dataclass(frozen=True)
+class Part:
+    """One embedded property of the behaviours: behaviour i shows row `at.ids[i]` of table [R, d]."""
+
+    table: Tensor
+    at: Occurrences
 
 
 def _choose(rows: int, segments: Segments, ids: Tensor) -> str:

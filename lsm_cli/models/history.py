@@ -10,20 +10,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lsm_cli.kernels import ragged
-from lsm_cli.kernels.ragged import Occurrences, Segments
+from lsm_cli.kernels import fused, ragged
+from lsm_cli.kernels.ragged import Part, Segments
 from lsm_cli.models.heads import Head
 from lsm_cli.search.soft import Request
 
 NARROW = 8  # torch's sampled product takes seven times as long for narrower rows
-
-
-@dataclass
-class Part:
-    """One embedded property of the behaviours: behaviour i shows row `at.ids[i]` of table [R, d]."""
-
-    table: Tensor
-    at: Occurrences
 
 
 @dataclass
@@ -66,12 +58,17 @@ class History:
 
     def combined(self, query: Tensor) -> Tensor:
         """The mean of all heads' logits, by which to search: query [B, width] -> [N]."""
-        if len(self.heads) == 1:
+        one_pass = fused.chosen(query.device.type)
+        if len(self.heads) == 1 and not one_pass:
             return self.logits(query)[0]
         for_fields, for_time = combined_queries(self.heads, query)
-        total = _total(self._by_field(for_fields, range(len(self.fields))) + self._by_time(for_time))
         biases = [head.bias for head in self.heads if head.bias is not None]
-        return total + _total(biases) / len(self.heads) if biases else total
+        bias = _total(biases) / len(self.heads) if biases else None
+        if one_pass:
+            wanted, row = (for_fields.unsqueeze(1), for_time.unsqueeze(1)), None if bias is None else bias.unsqueeze(0)
+            return fused.scores(self.side, *wanted, self.segments.reads, row).squeeze(0)
+        total = _total(self._by_field(for_fields, range(len(self.fields))) + self._by_time(for_time))
+        return total if bias is None else total + bias
 
     def compare(self, near: Callable[[Tensor, Tensor], Tensor], ours: Tensor, wanted: Tensor) -> Tensor:
         """near(ours[i], wanted[row_i]), elementwise: codes of the behaviours [N, …] and candidates [B, …] -> [N]."""
@@ -86,7 +83,34 @@ class History:
 
     def read(self, query: Tensor) -> Tensor:
         """What the heads find, side by side: query [B, width of the attention] -> [B, heads * width]."""
+        if self.watched is None and fused.chosen(query.device.type):
+            return self._read_in_one_pass(query)
         return torch.cat([self.pool(weight) for weight in self.attend(query)], 1)
+
+    def _read_in_one_pass(self, query: Tensor) -> Tensor:
+        """The same by `fused`, a few heads at a time."""
+        keys, found = self.keys or self, []
+        for start in range(0, len(keys.heads), fused.MOST_HEADS):
+            heads = keys.heads[start : start + fused.MOST_HEADS]
+            parts = [head.asks(query) / head.width**0.5 for head in heads]
+            seen = [part if head.fields else torch.zeros_like(part) for part, head in zip(parts, heads, strict=True)]
+            side, asked, for_fields = keys.side, torch.stack(parts, 1), torch.stack(seen, 1)
+            if keys is not self:  # keys that no head looks at are not read
+                places = sorted({place for head in heads for place in head.fields})
+                columns = for_fields.split([part.table.shape[1] for part in keys.fields], 2)
+                side = fused.Side([keys.fields[place] for place in places], keys.added)
+                for_fields = torch.cat([columns[place] for place in places] or [for_fields[..., :0]], 2)
+            bias = None
+            if any(head.bias is not None for head in heads):
+                nothing = query.new_zeros(self.segments.total)
+                bias = torch.stack([nothing if head.bias is None else head.bias for head in heads])
+            values = None if keys is self else self.side
+            found.append(fused.attend(side, for_fields, asked, self.segments.reads, bias, values).flatten(1))
+        return torch.cat(found, 1)
+
+    @property
+    def side(self) -> fused.Side:
+        return fused.Side(self.fields, self.added)
 
     def pool(self, weight: Tensor) -> Tensor:
         """Σ_i weight_i ẽ_i per sample: [N] -> [B, width]; zero for an empty history."""

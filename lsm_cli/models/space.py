@@ -54,10 +54,11 @@ class Space(nn.Module):
         self.behaviour = [field.name for field in fields if field.in_history and reads]
         self.candidate = [field.name for field in fields if field.in_sample]
         used = [field for field in fields if field.name in {*self.behaviour, *self.candidate}]
-        self.bank = Bank(used, category_rows, dim, options.init_std, train.table_optimizer, train.unknown, seed)
+        dtype = torch.bfloat16 if train.table_dtype == "bf16" else torch.float32
+        self.bank = Bank(used, category_rows, dim, options.init_std, train.table_optimizer, train.unknown, seed, dtype)
         lacking = [name for name in self.behaviour if name not in self.candidate]
         shared = [name for name in self.behaviour if name in self.candidate]
-        self.graph = GraphField(items, dim, options.init_std) if items is not None else None
+        self.graph = GraphField(items, dim, options.init_std, options.graph_hidden) if items is not None else None
         if self.graph is not None:
             self.behaviour += [GRAPH] if reads else []
             self.candidate.append(GRAPH)

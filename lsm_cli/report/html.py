@@ -173,7 +173,7 @@ class Page:
             for place, values in enumerate(series.values()):
                 long, down = (WIDTH - 260) * values.get(name, 0) / most, top + 4 + thick * place
                 shape = f'x="160" y="{down}" width="{long:.1f}" height="{thick - 2}"'
-                drawn.append(f'<rect {shape} fill="{COLOURS[place % len(COLOURS)]}"></rect>')
+                drawn.append(f'<rect {shape} fill="{SHADES[place % len(SHADES)]}"></rect>')
                 value = f"{values.get(name, 0):.3g}{escape(unit)}"
                 drawn.append(f'<text x="{168 + long:.1f}" y="{down + 9}" style="font-size:10px">{value}</text>')
         size = f'viewBox="0 0 {WIDTH} {high * len(names)}" width="{WIDTH}" height="{high * len(names)}"'
@@ -209,7 +209,7 @@ def _forest(rows: Sequence[tuple[str, float, float, float]], unit: str) -> str:
         drawn.append(f'<text x="{left - 12}" y="{y + 4}" text-anchor="end">{escape(name)}</text>')
         drawn.append(f'<line x1="{start:.1f}" x2="{end:.1f}" y1="{y}" y2="{y}" stroke="{colour}" stroke-width="3"/>')
         drawn.append(f'<circle cx="{middle:.1f}" cy="{y}" r="5" fill="{colour}"/>')
-        said = f"{value:+.4g}{escape(unit)}"
+        said = f"{value:+.4f}{escape(unit)}"
         drawn.append(f'<text x="{WIDTH - right + 16}" y="{y + 4}">{said}</text>')
     return f'<svg {size} role="img">{"".join(drawn)}</svg>'
 

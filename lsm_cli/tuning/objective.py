@@ -53,8 +53,8 @@ def perform(tuning: Tuning, trial: Trial, store: Store, stop: Callable[[], bool]
             tuning.give_back(trial._trial_id)
         raise
     finally:
-        gc.collect()
-        if torch.cuda.is_available():
+        if torch.cuda.is_available():  # the next trial may need every byte
+            gc.collect()
             torch.cuda.empty_cache()
 
 
@@ -67,7 +67,7 @@ def _perform(tuning: Tuning, trial: Trial, store: Store, stop: Callable[[], bool
         recipe = applied(plan.recipe, chosen, name=f"{plan.recipe.name}-{trial.number:04d}")
         setup = Setup.of(recipe, store)
     except InputError as error:
-        return tuning.refuse(trial, str(error).removeprefix("recipe: "))
+        return tuning.refuse(trial, "; ".join(line.removeprefix("recipe: ") for line in str(error).splitlines()))
     run = _opened(folder_of(tuning.folder, trial.number), recipe, store)
     try:
         _train(tuning, trial, setup, run, chosen, stop)

@@ -88,7 +88,7 @@ class _Team:
 
     def idle(self) -> int:
         """Workers that have no trial yet."""
-        busy = {trial.user_attrs.get("owner", {}).get("pid") for trial in self.tuning.running()}
+        busy = {(trial.user_attrs.get("owner") or {}).get("pid") for trial in self.tuning.running()}
         return sum(member.pid not in busy for member in self.members.values())
 
     def look(self) -> None:

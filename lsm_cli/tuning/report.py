@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from lsm_cli.report import html, png, trials
+from lsm_cli.report.console import count, size
 from lsm_cli.tuning import results
 from lsm_cli.tuning.plan import Plan, write_text
 from lsm_cli.tuning.results import Row
@@ -33,8 +34,11 @@ def write(tuning: Tuning, importances: dict[str, float], decisions: list[str]) -
     first = [row for row in done if row.origin and row.number not in {one.number for one in leading}]
     page.table(
         "Trials that no other one beats" if plan.several else "Best trials",
-        ["trial", *names, *columns(plan), ""],
-        [[row.number, *map(number, row.values or []), *cells(plan, row), row.origin] for row in (*leading, *first)],
+        ["trial", *names, *columns(plan), "samples/s", "memory", "parameters", ""],
+        [
+            [row.number, *map(number, row.values or []), *cells(plan, row), *costs(row), row.origin]
+            for row in (*leading, *first)
+        ],
     )
     files: list[Path] = []
     folder = tuning.folder
@@ -138,6 +142,12 @@ def cells(plan: Plan, row: Row) -> list[str | None]:
     """The options of a trial under these names; None where an option did not apply."""
     keys = [option.key for option in plan.space.options]
     return [short(row.params[key]) if key in row.params else None for key in keys]
+
+
+def costs(row: Row) -> list[str | None]:
+    """Training samples per second, peak memory and parameters of a trial."""
+    shown = {"samples_per_second": count, "memory": size, "parameters": count}
+    return [show(row.costs[name]) if name in row.costs else None for name, show in shown.items()]
 
 
 def brief(plan: Plan, row: Row) -> str:

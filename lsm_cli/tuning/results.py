@@ -31,6 +31,7 @@ class Row:
     seconds: float | None
     validations: int
     origin: str
+    costs: dict[str, float]  # samples_per_second, memory (bytes) and parameters of a trial that was trained to its end
 
 
 def row(plan: Plan, trial: FrozenTrial) -> Row:
@@ -49,6 +50,7 @@ def row(plan: Plan, trial: FrozenTrial) -> Row:
         trial.duration.total_seconds() if trial.duration else None,
         len(trial.intermediate_values),
         attributes.get("origin", ""),
+        attributes.get("costs", {}),
     )
 
 

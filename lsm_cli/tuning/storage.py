@@ -104,7 +104,10 @@ def connect(url: str) -> BaseStorage:
         if url.startswith("sqlite"):
             Path(url.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
             more = {"connect_args": {"timeout": 120}}  # seconds to wait for another process's write
-        return get_storage(_database(url, more))
+        held = _database(url, more)
+        if url.startswith("sqlite"):
+            _one_writer(held.engine)
+        return get_storage(held)
     except (OSError, ValueError, KeyError, AssertionError) as error:
         raise LsmError(f"--storage {shown}: cannot be opened ({_first_line(error)})") from None
     except Exception as error:
@@ -114,6 +117,23 @@ def connect(url: str) -> BaseStorage:
                 "exist?"
             ) from None
         raise
+
+
+def _one_writer(engine: Any) -> None:
+    """Let a transaction of SQLite hold the database from its first look, as it knows no `SELECT … FOR UPDATE`: else two
+    workers may both find a trial waiting, and both take it.
+    """
+    from sqlalchemy import event
+
+    engine.dispose()  # connections made before this was arranged
+
+    @event.listens_for(engine, "connect")
+    def connected(connection: Any, record: Any) -> None:
+        connection.isolation_level = None  # transactions begin when we say so
+
+    @event.listens_for(engine, "begin")
+    def begun(connection: Any) -> None:
+        connection.exec_driver_sql("BEGIN IMMEDIATE")
 
 
 def _database(url: str, more: dict[str, Any], attempts: int = 5) -> RDBStorage:

@@ -33,7 +33,7 @@ from lsm_cli.tuning.plan import Plan
 
 BEAT = 20.0  # seconds between signs of life
 SILENT = 200.0  # seconds without one before a process on another machine counts as gone
-UNSIGNED = 10.0  # seconds that a trial may be without a signature
+UNSIGNED = 30.0  # seconds that a trial may be without a signature
 ATTEMPTS = 3  # times that the process of one trial may end before the trial counts as failed
 SAME_FAILURES, SAME_REFUSALS = 5, 20  # in a row, before the study ends
 
@@ -208,13 +208,16 @@ class Tuning:
             thread.join()
 
     def give_back(self, trial_id: int) -> None:
-        """Queue a trial again that was not finished."""
+        """Queue a trial again that was not finished; unsigned, so that its next owner is not taken for its last."""
         with suppress(UpdateFinishedTrialError):
+            self._storage.set_trial_user_attr(trial_id, "owner", None)
             self._storage.set_trial_state_values(trial_id, TrialState.WAITING)
 
     def recover(self) -> list[int]:
         """Queue the trials again whose process is gone; their numbers."""
-        gone = [trial for trial in self.running() if self._is_gone(trial)]
+        running = self.running()
+        self._seen = {trial.number: self._seen[trial.number] for trial in running if trial.number in self._seen}
+        gone = [trial for trial in running if self._is_gone(trial)]
         if not gone:
             return []
         with self._alone():
@@ -251,7 +254,7 @@ class Tuning:
                 self._record(id_, f"its process ended {ended} times (killed, perhaps for its memory)")
                 held.set_trial_state_values(id_, TrialState.FAIL)
             else:
-                held.set_trial_state_values(id_, TrialState.WAITING)
+                self.give_back(id_)
         except UpdateFinishedTrialError:
             return False
         self.notes.append(

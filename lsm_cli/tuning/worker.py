@@ -39,6 +39,7 @@ class Job:
     begun: str
     threads: int  # 0 = as torch decides
     once: bool  # end after one trial, so that the next has a process of its own
+    parent: int  # process that watches; when it is gone, the worker saves its state and ends
 
 
 def work(tuning: Tuning, store: Store, stop: Callable[[], bool], once: bool = False) -> bool:
@@ -75,7 +76,7 @@ def work(tuning: Tuning, store: Store, stop: Callable[[], bool], once: bool = Fa
 def main() -> None:
     """One worker process; it ends with its parent."""
     job = Job(**json.loads(sys.stdin.read()))
-    parent, asked = os.getppid(), list[int]()
+    asked: list[int] = []
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda got, frame: asked.append(got))
     if job.threads:
@@ -83,7 +84,7 @@ def main() -> None:
 
     def stop() -> bool:
         late = job.deadline is not None and time.time() > job.deadline
-        return bool(asked) or late or os.getppid() != parent
+        return bool(asked) or late or os.getppid() != job.parent
 
     try:
         folder = Path(job.folder)

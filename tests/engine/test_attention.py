@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -140,6 +141,10 @@ def test_the_command_shows_tables_and_writes_a_page(small_store: Path, tmp_path:
         assert text in shown.output
     page = (run / "attention.html").read_text()
     assert "<svg" in page and "<script" not in page and "http" not in page
+    colours = set(re.findall(r'color:(#[0-9a-f]+)"', page))
+    assert colours and set(re.findall(r'<rect [^>]*fill="(#[0-9a-f]+)"', page)) <= colours, "as the legend says"
+    both = call(app, ["eval", str(run), "--attention", "--ads-only"])
+    assert both.exit_code == 2 and "one run by itself" in both.output
     found = json.loads(call(app, ["eval", str(run), "--attention", "--sample", "50", "--json"]).stdout)
     assert found["attention"]["samples"] == 50 and "auc" in found["test"]["click"]
 

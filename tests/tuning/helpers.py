@@ -81,7 +81,7 @@ def kill(process: subprocess.Popen[str], out: Path) -> None:
 
 
 def kill_tree(process: subprocess.Popen[str], known: list[Any]) -> None:
-    owners = [trial.user_attrs.get("owner", {}).get("pid") for trial in known if trial.state.name == "RUNNING"]
+    owners = [(trial.user_attrs.get("owner") or {}).get("pid") for trial in known if trial.state.name == "RUNNING"]
     process.kill()
     for pid in owners:
         if pid and pid != os.getpid():

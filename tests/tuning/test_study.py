@@ -79,6 +79,9 @@ def test_a_trial_of_a_dead_process_goes_back_with_its_options(tmp_path: Path, ur
     now = tuning.trials()[lost.number]
     assert now.params == lost.params and now.intermediate_values == {1: 0.4}
     assert tuning.recover() == [], "its process lives"
+    tuning.give_back(again._trial_id)
+    taken = tuning.study.ask()  # taken by somebody who has not signed yet
+    assert taken.number == lost.number and tuning.recover() == []
 
 
 def test_a_process_id_that_was_given_to_another_program_is_not_ours() -> None:

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import json
 import os
+import random
+import resource
 import signal
 import subprocess
 import sys
+import threading
 import time
+from dataclasses import asdict
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +26,15 @@ from lsm_cli.commands.tune import parse_seconds
 from lsm_cli.engine.train import Trainer
 from lsm_cli.errors import InputError
 from lsm_cli.main import app
+from lsm_cli.tuning.worker import Job
 from tests.small import write_store
-from tests.tuning.helpers import SPACE, TINY, arguments, found, kill, opened, outcome, start, trials, tune, wait_for
+from tests.tuning.helpers import SPACE, TINY, found, kill, opened, outcome, start, trials, tune, wait_for
+
+
+@pytest.fixture(autouse=True)
+def no_matplotlib(study: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Charts are drawn for one study; the other tests do without, as where the extra `plots` is missing."""
+    monkeypatch.setattr("lsm_cli.report.png.available", lambda: False)
 
 
 @pytest.fixture(scope="module")
@@ -91,15 +103,14 @@ def test_a_finished_study_is_not_repeated_and_goes_on_to_more_trials(
     assert outcome(out)[:6] == before and len(outcome(out)) == 7
 
 
-@pytest.mark.parametrize("moment", [0.0, 0.3])
 def test_kill_nine_and_the_same_command_equal_an_unbroken_study(
-    study: tuple[Path, dict[str, Any]], small_store: Path, tmp_path: Path, moment: float
+    study: tuple[Path, dict[str, Any]], small_store: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "study"
     more = ("--trials", 6, "--pruner", "none")
     process = start(small_store, out, *more)
     wait_for(lambda: sum(trial.state.is_finished() for trial in trials(out)) >= 2, process)
-    time.sleep(moment)
+    time.sleep(random.uniform(0, 0.4))
     kill(process, out)
     done = [entry for entry in outcome(out) if entry[1].is_finished()]
     assert 2 <= len(done) < 6
@@ -129,14 +140,19 @@ def test_two_workers_killed_and_resumed_lose_and_repeat_nothing(small_store: Pat
 
 def test_interrupting_saves_and_says_how_to_go_on(small_store: Path, tmp_path: Path) -> None:
     out = tmp_path / "study"
-    process = start(small_store, out, "--trials", 50)
-    wait_for(lambda: sum(trial.state.is_finished() for trial in trials(out)) >= 1, process)
-    process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=60)
-    assert process.returncode == 130 and "go on with the same command" in err and "Traceback" not in err
-    states = {trial.state for trial in trials(out)}
-    assert TrialState.RUNNING not in states
+
+    def press() -> None:
+        while not any(trial.state.is_finished() for trial in trials(out)):
+            time.sleep(0.05)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    threading.Thread(target=press, daemon=True).start()
+    result = tune(small_store, out, "--trials", 50)
+    assert result.exit_code == 130 and "Traceback" not in result.output
+    assert "go on with the same command" in result.stderr
+    assert TrialState.RUNNING not in {trial.state for trial in trials(out)}
     ended = sum(trial.state.is_finished() for trial in trials(out))
+    assert 1 <= ended < 50
     assert found(tune(small_store, out, "--trials", ended + 1, "--json"))["trials"]["waiting"] == 0
 
 
@@ -199,10 +215,10 @@ def test_combinations_that_recipes_refuse_are_set_aside_and_do_not_count(small_s
             assert trial.state == TrialState.PRUNED and not (out / "trials" / f"{trial.number:04d}").exists()
 
 
-@pytest.mark.parametrize("pruner", ["median", "halving", "hyperband"])
+@pytest.mark.parametrize("pruner", ["median", "halving"])
 def test_pruning_stops_trials_between_validations(small_store: Path, tmp_path: Path, pruner: str) -> None:
     out = tmp_path / "study"
-    more = ["--trials", 9, "--pruner", pruner, "--sampler", "random", "--json"]
+    more = ["--trials", 8, "--pruner", pruner, "--sampler", "random", "--json"]
     value = found(tune(small_store, out, *more, "train.evaluations=3"))
     assert value["trials"]["pruned"] >= 1
     for trial in trials(out):
@@ -227,7 +243,7 @@ def test_several_objectives_give_the_pareto_set(small_store: Path, tmp_path: Pat
     for entry in value["pareto"]:
         made = recipes.load(str(out / "pareto" / f"{entry['trial']:04d}.toml"))
         assert made.model.dim == entry["params"]["model.dim"]
-    assert (out / "pareto.png").exists()
+    assert 'cx="' in (out / "report.html").read_text() and not (out / "pareto.png").exists()
 
 
 def test_a_lower_log_loss_is_better(small_store: Path, tmp_path: Path) -> None:
@@ -308,17 +324,17 @@ def test_a_recipe_brings_its_space_and_what_is_set_does_not_vary(small_store: Pa
 
 def test_a_full_disk_is_one_sentence_and_loses_nothing(small_store: Path, tmp_path: Path) -> None:
     """Files may not grow beyond 64 KiB: what a full disk looks like to a program."""
-    code = (
-        "import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); "
-        "resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, 1 << 16)); "
-        "from lsm_cli.main import main; sys.argv[0] = 'lsm'; main()"
-    )
-    out = tmp_path / "study"
-    command = [sys.executable, "-c", code, *arguments(small_store, out, "--trials", 2, "model.windows=[3]")]
-    result = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert result.returncode == 1, result.stderr
-    assert "free space, then go on with the same command" in result.stderr and "Traceback" not in result.stderr
-    assert found(tune(small_store, out, "--trials", 2, "--json", "model.windows=[3]"))["trials"]["complete"] == 2
+    out, before = tmp_path / "study", resource.getrlimit(resource.RLIMIT_FSIZE)
+    ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, before[1]))
+    try:
+        result = tune(small_store, out, "--trials", 2)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, ignored)
+    assert result.exit_code == 1 and "Traceback" not in result.output
+    assert "free space, then go on with the same command" in result.stderr
+    assert found(tune(small_store, out, "--trials", 2, "--json"))["trials"]["complete"] == 2
 
 
 @pytest.mark.parametrize(
@@ -336,8 +352,23 @@ def test_what_is_no_time_is_refused(text: str) -> None:
 
 def test_a_study_can_live_in_sqlite(small_store: Path, tmp_path: Path) -> None:
     out = tmp_path / "study"
-    more = ("--trials", 3, "--workers", 2, "--storage", tmp_path / "trials.db", "--json")
-    value = found(tune(small_store, out, *more))
+    result = tune(small_store, out, "--trials", 3, "--storage", tmp_path / "trials.db", "--json")
+    assert "no PNG charts: matplotlib is not installed" in result.stderr
+    value = found(result)
     assert value["trials"]["complete"] + value["trials"]["pruned"] == 3
     assert (tmp_path / "trials.db").exists() and not (out / "journal.log").exists()
     assert len(opened(out).trials()) == 3
+
+
+def test_a_worker_whose_command_is_gone_takes_no_trial(study: tuple[Path, dict[str, Any]], small_store: Path) -> None:
+    """The command may be killed before its workers have begun."""
+    out, _ = study
+    before = outcome(out)
+    job = Job(
+        str(out), str(small_store), str(out / "journal.log"), len(before) + 1, None, datetime.now().isoformat(), 1,
+        once=False, parent=2**22 + 1,
+    )  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-m", "lsm_cli.tuning.worker"], input=json.dumps(asdict(job)), text=True, check=True
+    )
+    assert done.returncode == 0 and outcome(out) == before

@@ -26,6 +26,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
+from lsm_cli.data.synth.slates import POLICY, Slates, candidates
 from lsm_cli.data.synth.world import (
     ACTIONS,
     DOMAINS,
@@ -33,11 +34,9 @@ from lsm_cli.data.synth.world import (
     Drawn,
     Events,
     Requests,
-    Slates,
     ancestor,
-    candidates,
     chances,
-    history_sums,
+    past,
 )
 from lsm_cli.data.synth.worlds import World
 from lsm_cli.errors import InputError, LsmError
@@ -144,7 +143,7 @@ def _slates(drawn: Drawn, slates: Slates) -> pl.DataFrame:
     shown = place == np.concatenate([np.zeros(len(plain), np.int64), np.repeat(slates.shown, size)])
     propensity = np.concatenate([np.ones(len(plain)), slates.propensity.ravel()])
     could = candidates(drawn)
-    p = chances(drawn, could, history_sums(drawn.world, drawn.events, could))
+    p = chances(drawn, could, past(drawn, drawn.events, could))
     rows = Requests(
         **{name: np.concatenate([column[plain], getattr(could, name)]) for name, column in vars(drawn.requests).items()}
     )
@@ -171,7 +170,7 @@ def _slate_truth(drawn: Drawn, slates: Slates) -> dict[str, Any]:
         "slates": {
             "candidates": slates.item.shape[1],
             "from": split_dates(world)["test"],
-            "policy": "a fifth of the time any of the candidates, else in proportion to their ads' popularity",
+            "policy": POLICY,
         },
         "options": {"behaviours": world.behaviours, "impressions": world.impressions},
     }

@@ -9,10 +9,14 @@ each vectorised over users; the part of the history that no label touches is sum
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from lsm_cli.data.synth.worlds import DAY, Target, World
+
+if TYPE_CHECKING:
+    from lsm_cli.data.synth.slates import Slates
 
 DOMAINS = ("ad", "video", "article")
 ACTIONS = ("view", "click", "like", "share", "order")
@@ -77,23 +81,6 @@ class Requests:
 
 
 @dataclass(frozen=True)
-class Slates:
-    """What the test days' requests could have shown, of which a known policy chose.
-
-    Attributes:
-        request: int [n], rows of the requests.
-        item: int [n, K], ads.
-        propensity: float [n, K], probability with which the policy shows each.
-        shown: int [n], which of the K it showed.
-    """
-
-    request: np.ndarray
-    item: np.ndarray
-    propensity: np.ndarray
-    shown: np.ndarray
-
-
-@dataclass(frozen=True)
 class Drawn:
     """A whole world. `visible` is the logit without history; `label`, `p` and `visible` are keyed by target."""
 
@@ -134,8 +121,10 @@ def draw_world(world: World, users: int, seed: int, slate: int = 1) -> Drawn:
     requests = _requests(world, users, catalogues["ad"], events, crowd, next(part))
     slates = None
     if slate > 1:
+        from lsm_cli.data.synth.slates import choose  # which rests on this module
+
         own = np.random.default_rng([seed, 300])
-        requests, slates = _choose(world, requests, catalogues["ad"], events, crowd, slate, own)
+        requests, slates = choose(world, requests, catalogues["ad"], events, crowd, slate, own)
     effect = {target.name: _ad_effect(target, catalogues["ad"], brands, next(part)) for target in world.targets}
     return replace(_live(world, users, seed, catalogues, events, requests, effect, next(part)), slates=slates)
 
@@ -226,12 +215,12 @@ def _requests(
     size = len(user)
     time = rng.integers(world.first_request * DAY, world.days * DAY, size)
     time = time[np.lexsort((time, user))]
-    item = _aim(world, user, time, ads, events, crowd, rng)
+    item = aim(world, user, time, ads, events, crowd, rng)
     scenario = rng.choice(3, size, p=[0.5, 0.2, 0.3])
     return Requests(user, time, scenario, item, ads.brand[item], ads.leaf[item])
 
 
-def _aim(
+def aim(
     world: World,
     user: np.ndarray,
     time: np.ndarray,
@@ -251,31 +240,6 @@ def _aim(
     aimed = (rng.random(size) < world.aimed) & (seen > 0)
     leaf = np.where(aimed, events.leaf[np.maximum(follow, 0)], rng.choice(len(crowd), size, p=crowd))
     return ads.draw(leaf, time, rng)
-
-
-def _choose(
-    world: World,
-    requests: Requests,
-    ads: Catalogue,
-    events: Events,
-    crowd: np.ndarray,
-    size: int,
-    rng: np.random.Generator,
-) -> tuple[Requests, Slates]:
-    """Give the test days' requests a slate, and let popularity choose from it with some luck.
-
-    The policy: a fifth of the time any of the slate, else in proportion to the ads' popularity.
-    """
-    rows = np.flatnonzero(requests.time >= world.test * DAY)
-    user, time = np.repeat(requests.user[rows], size - 1), np.repeat(requests.time[rows], size - 1)
-    others = _aim(world, user, time, ads, events, crowd, rng).reshape(len(rows), size - 1)
-    item = np.concatenate([requests.item[rows, None], others], 1)
-    propensity = 0.8 * ads.weight[item] / ads.weight[item].sum(1, keepdims=True) + 0.2 / size
-    shown = (propensity.cumsum(1) < rng.random((len(rows), 1))).sum(1).clip(max=size - 1)
-    chosen = requests.item.copy()
-    chosen[rows] = item[np.arange(len(rows)), shown]
-    changed = replace(requests, item=chosen, brand=ads.brand[chosen], leaf=ads.leaf[chosen])
-    return changed, Slates(rows, item, propensity, shown)
 
 
 def _ad_effect(target: Target, ads: Catalogue, brands: int, rng: np.random.Generator) -> np.ndarray:
@@ -419,16 +383,15 @@ def sigmoid(x: np.ndarray) -> np.ndarray:
     return 1 / (1 + np.exp(-x))
 
 
-def candidates(drawn: Drawn) -> Requests:
-    """Every candidate of the slates as if it were shown: [n * K], slate by slate."""
-    slates, ads = drawn.slates, drawn.catalogues["ad"]
-    assert slates is not None
-    item, rows = slates.item.ravel(), drawn.requests.take(np.repeat(slates.request, slates.item.shape[1]))
-    return replace(rows, item=item, brand=ads.brand[item], leaf=ads.leaf[item])
+def past(drawn: Drawn, events: Events, shown: Requests) -> dict[str, np.ndarray]:
+    """`history_sums` of any number of requests, in slices, because a category may meet hundreds of behaviours each."""
+    slices = [shown.take(rows) for rows in np.array_split(np.arange(len(shown.user)), len(shown.user) // 50_000 + 1)]
+    parts = [history_sums(drawn.world, events, rows) for rows in slices]
+    return {target.name: np.concatenate([part[target.name] for part in parts], 1) for target in drawn.world.targets}
 
 
 def chances(drawn: Drawn, shown: Requests, sums: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """True probability of every target for any requests, given their `history_sums`: {name: [requests]}."""
+    """True probability of every target for any requests, given the sums of their `past`: {name: [requests]}."""
     found = {}
     for target in drawn.world.targets:
         place = np.array(list(target.scenario.values()))[shown.scenario]
