@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from lsm_cli import __version__
+from lsm_cli.data.synth.worlds import WORLDS
 from lsm_cli.errors import InputError, LsmError
 
 app = typer.Typer(
@@ -210,6 +211,10 @@ def evaluate(
         typer.Option("--attention", help="Also show where attention goes; pictures in attention.html of the run."),
     ] = False,
     sample: Annotated[int, typer.Option(help="Samples on which attention is looked at.", min=1)] = 5000,
+    user_vectors: Annotated[
+        Path | None,
+        typer.Option("--user-vectors", help="Folder for the vectors of users and items (sasrec).", show_default=False),
+    ] = None,
     json: Json = False,
     quiet: Quiet = False,
     debug: Debug = False,
@@ -222,10 +227,10 @@ def evaluate(
         asked = comparison.Asked(
             baseline, shuffle_history, ads_only, drop_domain or [], replicates, seed, out, shown, clip, gmv_target
         )
-        if asked.compares and attention:
+        if asked.compares and (attention or user_vectors):
             raise InputError(
-                "--attention looks at one run by itself: leave out --baseline, --ads-only and --drop-domain, or ask "
-                "for them in a second command"
+                f"--{'attention' if attention else 'user-vectors'} looks at one run by itself: leave out --baseline, "
+                "--ads-only and --drop-domain, or ask for them in a second command"
             )
         if asked.compares:
             return comparison.compare_runs(console, run, data, split, asked)
@@ -234,7 +239,7 @@ def evaluate(
                 "--out is where the page of a comparison goes: add --baseline, --ads-only or --drop-domain"
             )
         looked_at = sample if attention else 0
-        return evaluation.eval_run(console, run, data, split, shuffle_history, seed, looked_at)
+        return evaluation.eval_run(console, run, data, split, shuffle_history, seed, looked_at, user_vectors)
 
     _run(work, json, quiet, debug)
 
@@ -328,7 +333,7 @@ def tune(
 @app.command()
 def synth(
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the new logs.", show_default=False)],
-    world: Annotated[str, typer.Option(help="Which world.")] = "base",
+    world: Annotated[str, typer.Option(help=f"Which world: {', '.join(WORLDS)}.")] = "base",
     users: Annotated[int, typer.Option(help="Number of users.", min=1)] = 5000,
     seed: Annotated[int, typer.Option(help="Seed of the world.", min=0)] = 0,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing world.")] = False,

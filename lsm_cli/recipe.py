@@ -38,7 +38,7 @@ class DataOptions(Options):
 class ModelOptions(Options):
     """The ranking model."""
 
-    sequence: Literal["none", "mean", "din", "tin", "stacked_tin"] = Field(
+    sequence: Literal["none", "mean", "din", "tin", "stacked_tin", "bst", "hstu", "stca", "sasrec"] = Field(
         "stacked_tin", description="how the history is read"
     )
     max_len: int = Field(200, ge=0, le=1_000_000, description="behaviours per sample; the most recent are kept")
@@ -51,7 +51,10 @@ class ModelOptions(Options):
         description="fields that each attention head sees (DSI-TIN), e.g. [['item'], ['category'], ['time']]; `auto` = "
         "a head each for item-like fields, categories, places, actions and time; empty = one head that sees everything",
     )
-    layers: int = Field(2, ge=1, le=8, description="layers of the stacked interest network")
+    layers: int = Field(2, ge=1, le=8, description="layers of a reader that has them (stacked_tin, transformers)")
+    block_heads: int = Field(
+        2, ge=1, le=64, description="heads of the transformers (bst, hstu, stca, sasrec), which see all fields"
+    )
     stack_output: Literal["found", "states", "last"] = Field(
         "found",
         description="what the head sees of a stack: what each layer found, every state, which holds the candidate, or "
@@ -108,7 +111,13 @@ class ModelOptions(Options):
         0, ge=0, le=64, description="experts in place of the shared hidden layers, a gate per target (MMoE); 0 = none"
     )
     attention_hidden: list[Width] = Field([64], description="widths of DIN's attention network", min_length=1)
-    dropout: float = Field(0.0, ge=0, lt=1, description="dropout in the tower")
+    dropout: float = Field(0.0, ge=0, lt=1, description="dropout in the tower and in transformers")
+    item_fields: list[str] = Field(
+        [], description="sasrec: candidates' fields that describe the item, beside item and categories"
+    )
+    request_fields: list[str] = Field(
+        [], description="sasrec: candidates' fields that describe the request, beside the scenario"
+    )
 
 
 class SearchOptions(Options):
@@ -178,6 +187,9 @@ class TrainOptions(Options):
     threads: int = Field(0, ge=0, le=1024, description="CPU threads; 0 = all")
     seed: int = Field(0, ge=0, description="seed of initialisation, order and dropout")
     weights: dict[str, float] = Field({}, description="loss weight per target; 1 where not named")
+    softmax: float = Field(
+        0.0, ge=0, le=100, description="sasrec: weight of a softmax over the batch's candidates, which makes for recall"
+    )
     tensorboard: bool = Field(False, description="also write TensorBoard event files (extra `tensorboard`)")
     track: list[Literal["tensorboard", "mlflow"]] = Field(
         [], description="trackers beside metrics.jsonl (extras of these names); MLflow goes to MLFLOW_TRACKING_URI"
@@ -234,11 +246,32 @@ class Recipe(Options):
             raise ValueError("model.heads: only tin and stacked_tin have attention heads; leave it empty")
         if self.model.action_bias and self.model.sequence in ("none", "mean"):
             raise ValueError(f"model.action_bias: {self.model.sequence} has no attention to add to; set it to false")
+        if self.model.sequence == "sasrec":
+            self._towers_apart()
+        elif self.train.softmax:
+            raise ValueError("train.softmax: only sasrec has towers to retrieve with; set it to 0")
         if self.search.method in BY_ATTENTION and self.model.sequence not in ATTENTIVE:
             raise ValueError(
                 f"search.method: {self.search.method} goes by the attention of tin or stacked_tin; set model.sequence"
             )
         return self
+
+    def _towers_apart(self) -> None:
+        """In two towers nothing on the user's side may know the candidate."""
+        if self.model.match_bias or self.model.evidence:
+            raise ValueError(
+                "model.sequence = 'sasrec': the user's tower never sees the candidate, so there are no matches; set "
+                "model.match_bias and model.evidence to false"
+            )
+        if self.search.method != "none" or self.search.source:
+            raise ValueError(
+                "model.sequence = 'sasrec': the user's tower never sees the candidate, so nothing can be searched for "
+                "it; set search.method to none and leave search.from empty"
+            )
+        if self.model.graph_dim or self.model.action_bias:
+            raise ValueError("model.sequence = 'sasrec': set model.graph_dim to 0 and model.action_bias to false")
+        if not self.model.max_len:
+            raise ValueError("model.sequence = 'sasrec' is nothing without a history; set model.max_len")
 
     def to_toml(self) -> str:
         """Every key with its value, ready to be run again."""

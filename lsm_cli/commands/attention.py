@@ -11,7 +11,7 @@ from lsm_cli.data.store import Store
 from lsm_cli.engine.attention import attention
 from lsm_cli.engine.run import RunFolder
 from lsm_cli.engine.setup import Setup
-from lsm_cli.models.ranking import RankingModel
+from lsm_cli.models.scorer import Scorer
 from lsm_cli.report.console import Console
 from lsm_cli.report.html import Page
 
@@ -24,9 +24,7 @@ TITLES = {
 SHOWN = 12  # buckets of a field in a table; the rest make one row
 
 
-def inspect(
-    console: Console, run: RunFolder, setup: Setup, model: RankingModel, split: str, sample: int
-) -> dict[str, Any]:
+def inspect(console: Console, run: RunFolder, setup: Setup, model: Scorer, split: str, sample: int) -> dict[str, Any]:
     """Look at a sample of the split, show what was seen, write the page; returns what --json prints."""
     size = min(sample, len(setup.store.samples(split)))
     with console.progress(f"attention on {split}", size, "samples") as bar:

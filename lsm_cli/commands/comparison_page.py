@@ -58,7 +58,7 @@ def _page(result: dict[str, Any]) -> html.Page:
     named = {mine: result[result["split"]]}
     if "baseline" in against:
         named[against["baseline"]["title"]] = against["baseline"][result["split"]]
-    _calibration(page, named)
+    calibration(page, named)
     _cost(page, result)
     return page
 
@@ -126,7 +126,7 @@ def _money(page: html.Page, mine: str, other: str, money: dict[str, Any]) -> Non
         page.paragraph(line)
 
 
-def _calibration(page: html.Page, named: dict[str, dict[str, Any]]) -> None:
+def calibration(page: html.Page, named: dict[str, dict[str, Any]]) -> None:
     """Observed share against predicted probability; `named` is model -> target -> metrics with their curve."""
     for target in dict.fromkeys(target for targets in named.values() for target in targets):
         known = {name: targets[target] for name, targets in named.items() if target in targets}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from lsm_cli.commands import towers
 from lsm_cli.commands.attention import inspect
 from lsm_cli.commands.comparison import show_calibration
 from lsm_cli.data.store import Store
@@ -14,6 +15,7 @@ from lsm_cli.engine.device import peak_memory
 from lsm_cli.engine.evaluate import evaluate
 from lsm_cli.engine.run import RunFolder
 from lsm_cli.engine.setup import Setup
+from lsm_cli.models.two_tower import TwoTower
 from lsm_cli.report.console import Console, count
 
 HEADLINE = ("auc", "gauc", "logloss", "calibration", "n", "positives")
@@ -27,11 +29,13 @@ def eval_run(
     shuffle_history: bool,
     seed: int = 0,
     attention: int = 0,
+    vectors: Path | None = None,
 ) -> dict[str, Any]:
-    """Score one split of a store with a trained run.
+    """Score one split of a store with a trained run; of two towers, also retrieve.
 
     Args:
         attention: samples on which to look at the attention; 0 = none.
+        vectors: folder for the vectors of users and items of two towers; None = do not write them.
     """
     run = RunFolder.open(run_path)
     recipe = run.recipe()
@@ -42,6 +46,8 @@ def eval_run(
     setup = Setup.of(recipe, store)
     model = setup.model()
     run.fill(model)
+    if vectors is not None:
+        towers.check(run_path, recipe, vectors)
     console.say(f"run        {run_path}: {recipe.name}")
     console.say(f"store      {store.path} ({store.name}), split {split}: {len(store.samples(split)):,} samples")
     console.say(f"device     {setup.compute.describe()}")
@@ -57,10 +63,16 @@ def eval_run(
         console.say("control    every user gets another user's history, cut at the same request time")
         with console.progress("score shuffled", len(store.samples(split)), "samples") as bar:
             result["shuffled"] = evaluate(setup, model, split, shuffle_seed=seed, progress=bar)["targets"]
+    if isinstance(model, TwoTower):
+        result |= towers.retrieval(console, setup, model, split, found["targets"])
+        if vectors is not None:
+            result["vectors"] = towers.write_vectors(console, setup, model, split, vectors, run_path)
     show(console, f"{recipe.name} on the {split} samples of {store.name}", found["targets"], result.get("shuffled"))
     for target, entry in found["targets"].items():
         show_slices(console, target, entry["slices"])
         show_calibration(console, target, {recipe.name: entry})
+    if isinstance(model, TwoTower):
+        towers.show(console, split, result)
     console.text(f"{count(found['samples_per_second'])} scored samples/s")
     if attention:
         result["attention"] = inspect(console, run, setup, model, split, attention)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -20,6 +20,7 @@ from lsm_cli.engine.feed import Feed
 from lsm_cli.engine.setup import Setup
 from lsm_cli.errors import InputError
 from lsm_cli.models.ranking import RankingModel
+from lsm_cli.models.scorer import Scorer
 from lsm_cli.recipe import ATTENTIVE, Recipe
 from lsm_cli.report.console import Progress, Silent
 
@@ -197,10 +198,10 @@ class Attention:
 
 @torch.no_grad()
 def attention(
-    setup: Setup, model: RankingModel, split: str, sample: int, seed: int = 0, progress: Progress | None = None
+    setup: Setup, model: Scorer, split: str, sample: int, seed: int = 0, progress: Progress | None = None
 ) -> dict[str, Any]:
     """Look at the attention on `sample` samples of a split, drawn at random: see `Attention.result`."""
-    progress, found, feed = progress or Silent(), Attention(setup, model), Feed(setup, split)
+    progress, found, feed = progress or Silent(), Attention(setup, cast(RankingModel, model)), Feed(setup, split)
     model.eval()
     index = np.arange(len(feed))
     if sample < len(index):

@@ -21,7 +21,7 @@ from lsm_cli.engine.run import RunFolder
 from lsm_cli.engine.setup import Setup, parameters
 from lsm_cli.engine.slices import Slices
 from lsm_cli.errors import InputError
-from lsm_cli.models.ranking import RankingModel
+from lsm_cli.models.scorer import Scorer
 from lsm_cli.report.console import Progress
 
 
@@ -31,7 +31,7 @@ class Contender:
 
     path: Path
     setup: Setup
-    model: RankingModel
+    model: Scorer
     trained: dict[str, Any]  # the run's result.json, empty without one
 
     @classmethod

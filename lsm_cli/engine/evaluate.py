@@ -18,7 +18,7 @@ from lsm_cli.engine.feed import Feed
 from lsm_cli.engine.setup import Setup
 from lsm_cli.engine.slices import slices
 from lsm_cli.errors import InputError
-from lsm_cli.models.ranking import RankingModel
+from lsm_cli.models.scorer import Scorer
 from lsm_cli.report.console import Progress, Silent
 
 BEHAVIOURS, SAMPLES = 1 << 18, 1 << 12  # per scoring batch, at most
@@ -26,7 +26,7 @@ BEHAVIOURS, SAMPLES = 1 << 18, 1 << 12  # per scoring batch, at most
 
 @torch.no_grad()
 def score(
-    model: RankingModel, feed: Feed, compute: Compute, index: np.ndarray, progress: Progress | None = None
+    model: Scorer, feed: Feed, compute: Compute, index: np.ndarray, progress: Progress | None = None
 ) -> np.ndarray:
     """Logits of samples `index`, in that order: float32 [n, targets]."""
     progress = progress or Silent()
@@ -49,9 +49,7 @@ def scoring_batches(feed: Feed, index: np.ndarray) -> Iterator[np.ndarray]:
 
 
 @torch.no_grad()
-def scores(
-    model: RankingModel, feed: Feed, compute: Compute, groups: Iterable[np.ndarray]
-) -> Generator[Tensor, None, None]:
+def scores(model: Scorer, feed: Feed, compute: Compute, groups: Iterable[np.ndarray]) -> Generator[Tensor, None, None]:
     """Logits of each group of samples, float32 [n, targets], on the device; scoring and profiling alike."""
     model.eval()
     with closing(feed.batches(groups, model)) as made:
@@ -82,7 +80,7 @@ def validate(logits: np.ndarray, feed: Feed, index: np.ndarray, targets: list[st
 
 
 def evaluate(
-    setup: Setup, model: RankingModel, split: str, shuffle_seed: int | None = None, progress: Progress | None = None
+    setup: Setup, model: Scorer, split: str, shuffle_seed: int | None = None, progress: Progress | None = None
 ) -> dict[str, Any]:
     """Score a whole split.
 

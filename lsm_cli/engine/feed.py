@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Generator, Iterable
 from dataclasses import replace
 from functools import partial
+from typing import cast
 
 import numpy as np
 import torch
@@ -24,6 +25,7 @@ from lsm_cli.errors import InputError
 from lsm_cli.kernels.ragged import Segments
 from lsm_cli.models.history import History, SharedHistory
 from lsm_cli.models.ranking import RankingModel
+from lsm_cli.models.scorer import Scorer
 from lsm_cli.recipe import BY_ATTENTION
 from lsm_cli.search import hashing, soft
 from lsm_cli.search.files import FoundFile
@@ -74,12 +76,12 @@ class Feed:
             return reach
         return np.minimum(reach, self.options.top_k + self.options.recent)
 
-    def batch(self, index: np.ndarray, model: RankingModel) -> Batch:
+    def batch(self, index: np.ndarray, model: Scorer) -> Batch:
         """The samples `index` on the device, with the behaviours that the model is to read."""
         with torch.no_grad():
             with trace.part(trace.SEARCH):
                 if self.soft:
-                    batch = self._softly(index, model)
+                    batch = self._softly(index, cast(RankingModel, model))
                 else:
                     read = self._pointers(index)
             if not self.soft:
@@ -91,7 +93,7 @@ class Feed:
                     batch.matches = torch.from_numpy(self.matches(whole)).to(self.device)
         return batch
 
-    def batches(self, groups: Iterable[np.ndarray], model: RankingModel) -> Generator[Batch, None, None]:
+    def batches(self, groups: Iterable[np.ndarray], model: Scorer) -> Generator[Batch, None, None]:
         """`batch` of each group of samples, in order; on a thread ahead of their use if the recipe says so."""
         return ahead(lambda index: self.batch(index, model), groups, self.depth)
 

@@ -15,6 +15,7 @@ import torch
 
 from lsm_cli.engine.device import decide
 from lsm_cli.engine.environment import PACKAGE, environment, version
+from lsm_cli.kernels import fused
 from lsm_cli.kernels.ragged import Occurrences, Segments
 from lsm_cli.recipe import TrainOptions
 
@@ -121,7 +122,11 @@ def kernels() -> list[dict[str, str]]:
         ids = torch.zeros(segments.total, dtype=torch.int64, device=device)
         method = Occurrences(ids, rows, segments).method
         found.append({"table": table, "kernel": method, "why": WHY.get(method, "")})
-    return found
+    if fused.chosen(device.type):
+        told = "triton", "attention as a whole in one kernel; the two above serve what it does not"
+    else:
+        told = "none", "compiled for GPUs only" if installed("triton") else "Triton is not installed"
+    return [*found, {"table": "fused attention", "kernel": told[0], "why": told[1]}]
 
 
 def _devices() -> list[dict[str, Any]]:

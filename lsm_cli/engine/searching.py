@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -58,7 +58,7 @@ class Judge:
         where = {name: getattr(recipe.train, name) for name in ("device", "precision", "threads")}
         own = own.model_copy(update={"train": own.train.model_copy(update=where)})
         setup = Setup.of(own, store)
-        model = setup.model()
+        model = cast(RankingModel, setup.model())
         run.fill(model)
         return cls(setup, model.eval())
 

@@ -25,7 +25,7 @@ from lsm_cli.engine.setup import Setup
 from lsm_cli.engine.train import Trainer
 from lsm_cli.kernels import ragged
 from lsm_cli.kernels.ragged import Occurrences, Segments
-from lsm_cli.models.ranking import RankingModel
+from lsm_cli.models.scorer import Scorer
 from lsm_cli.recipe import Recipe, parse
 from lsm_cli.search.hard import ANY, HardOptions, HardSearch
 
@@ -87,10 +87,10 @@ class _World:
         return Store.open(write_store(self.folder / "store", index=True))
 
     @cached_property
-    def trained(self) -> tuple[Setup, RankingModel, float]:
+    def trained(self) -> tuple[Setup, Scorer, float]:
         return self.train("fp32" if not torch.cuda.is_available() else "auto")
 
-    def train(self, precision: str) -> tuple[Setup, RankingModel, float]:
+    def train(self, precision: str) -> tuple[Setup, Scorer, float]:
         """(setup, best model, seconds in training steps)."""
         setup = Setup.of(_recipe(precision), self.store)
         run = RunFolder.start(self.folder / f"run-{precision}", setup.recipe, self.store, resume=False)

@@ -18,6 +18,8 @@ from lsm_cli.kernels import fused, ragged
 from lsm_cli.models.graph import item_vectors, with_graph
 from lsm_cli.models.heads import groups
 from lsm_cli.models.ranking import RankingModel
+from lsm_cli.models.scorer import Scorer
+from lsm_cli.models.two_tower import TwoTower, sides
 from lsm_cli.recipe import Recipe
 from lsm_cli.search.hard import ANY, HardOptions
 from lsm_cli.search.matches import MatchStatistics
@@ -55,11 +57,14 @@ class Setup:
                 f"model.action_bias: the behaviours of {store.path} that data.fields names have no `action`; set it to "
                 "false"
             )
-        setup = cls(recipe, store, decide(recipe.train), [store.fields[name] for name in names], targets, statistics)
+        fields = [store.fields[name] for name in names]
+        if recipe.model.sequence == "sasrec":
+            sides(recipe.model, fields)
+        setup = cls(recipe, store, decide(recipe.train), fields, targets, statistics)
         setup.activate()
         return setup
 
-    def activate(self, model: RankingModel | None = None) -> None:
+    def activate(self, model: Scorer | None = None) -> None:
         """Make this process, and a model, work as the recipe's [engine] says: kernels and the allocator are shared by
         all setups of a process, so whoever turns from one to another says so."""
         engine = self.recipe.engine
@@ -74,8 +79,12 @@ class Setup:
             if isinstance(part, Table):
                 part.sparse = engine.sparse_rows
 
-    def model(self) -> RankingModel:
+    def model(self) -> Scorer:
         categories = self.store.category_rows if self.store.depth else None
+        if self.recipe.model.sequence == "sasrec":
+            shown = self._shown() if self.recipe.train.softmax else None
+            towers = TwoTower(self.recipe, self.fields, len(self.targets), len(self.statistics), categories, shown)
+            return towers.to(self.compute.device)
         found = self.match_statistics()
         matches = len(found.names) if found else 0
         model = RankingModel(self.recipe, self.fields, len(self.targets), len(self.statistics), categories, matches)
@@ -86,6 +95,11 @@ class Setup:
         """The item graph's vectors, float32 [item rows, graph_dim], from the training trajectories."""
         options = self.recipe.model
         return item_vectors(item_graph(self.store, options.graph_window), options.graph_dim, self.recipe.train.seed)
+
+    def _shown(self) -> np.ndarray:
+        """How often each row of the item table is a candidate in training: int64 [rows]."""
+        rows = self.store.fields["item"].rows
+        return np.bincount(np.minimum(self.store.samples("train").column("item"), rows - 1), minlength=rows)
 
     def assembler(self, split: str, shuffle_seed: int | None = None) -> Assembler:
         return Assembler(
@@ -176,6 +190,10 @@ class Setup:
                     f"training samples are dropped ({known})"
                 )
             lines += self._search_decisions()
+        if model.sequence == "sasrec":
+            item, request, unused = sides(model, self.fields)
+            left = f"; not used: {', '.join(unused)} (model.item_fields, model.request_fields)" if unused else ""
+            lines.append(f"towers     item: {', '.join(item)}; request: {', '.join(request) or 'nothing'}{left}")
         lines.append(
             f"tables     {sum(field.rows for field in self.fields):,} rows x {model.dim}, {train.table_optimizer}, "
             f"lr {train.table_lr:g}; dense lr {train.lr:g}"

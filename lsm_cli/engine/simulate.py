@@ -16,8 +16,9 @@ from functools import partial
 import numpy as np
 
 from lsm_cli.data.store import MISSING, Store
+from lsm_cli.data.synth.rows import DOMAINS, Events
 from lsm_cli.data.synth.slates import candidates
-from lsm_cli.data.synth.world import DOMAINS, Drawn, Events, chances, past, rounds, trace
+from lsm_cli.data.synth.world import Drawn, chances, past, rounds, trace
 from lsm_cli.data.synth.worlds import DAY
 from lsm_cli.data.views import Grown
 from lsm_cli.engine.compare import Difference, Resampling

@@ -24,7 +24,7 @@ from lsm_cli.engine.run import RunFolder
 from lsm_cli.engine.setup import Setup
 from lsm_cli.engine.tracking import Tracking
 from lsm_cli.errors import InputError, LsmError
-from lsm_cli.models.ranking import RankingModel
+from lsm_cli.models.scorer import Scorer
 from lsm_cli.report.console import Progress, Silent
 
 FIT_SAMPLES = 50_000  # training samples from which the scale of numeric features is taken
@@ -70,7 +70,7 @@ class Trainer:
         run: RunFolder,
         progress: Progress | None = None,
         stop: Callable[[], bool] = lambda: False,
-        model: RankingModel | None = None,
+        model: Scorer | None = None,
         watch: Callable[[dict[str, Any]], None] = lambda line: None,
     ) -> None:
         self.setup, self.run, self.progress, self.stop = setup, run, progress or Silent(), stop
@@ -115,9 +115,7 @@ class Trainer:
         state = self.run.load_state()
         if state is None:
             self.fit_scales()
-            self.model.tower.start(self.rates())
-            if self.model.items is not None:
-                self.model.items.fill(self.setup.item_vectors())
+            self.model.start(self.rates(), self.setup.item_vectors)
             self.tracking.start([])
         else:
             self._restore(state)
@@ -129,7 +127,7 @@ class Trainer:
                 self.at.finished = True
                 self._save()
 
-    def best(self) -> RankingModel:
+    def best(self) -> Scorer:
         """The model with the weights of the best validation."""
         self.run.fill(self.model)
         return self.model
@@ -198,9 +196,11 @@ class Trainer:
         with trace.part(trace.FETCH):
             rows = self.model.fetch(batch)
         with trace.part(trace.NUMBERS), self.setup.compute.autocast():
-            logits = self.model(batch, rows)
+            logits, extra = self.model.learn(batch, rows)
         with trace.part(trace.LOSS):
             loss = self._loss(logits.float(), batch.labels)
+            if extra is not None:
+                loss = loss + (extra * self.weights).sum()
         with trace.part(trace.BACKWARD):
             self.dense.zero_grad(set_to_none=True)
             self.scaler.scale(loss).backward()

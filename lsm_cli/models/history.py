@@ -27,6 +27,7 @@ class History:
         added: temporal encodings; each spans the whole width and is added.
         heads: what attention looks at; none where it is nobody's keys.
         keys: the representation that attention goes by, where it has one of its own (DARE); None = this one.
+        age: [N], seconds from behaviour to request, for readers with a clock of their own; None = not told.
         watched: where every attention leaves its weights, a list of [N] for the heads; None = nowhere.
     """
 
@@ -35,6 +36,7 @@ class History:
     added: list[Part]
     heads: list[Head]
     keys: History | None = None
+    age: Tensor | None = None
     watched: list[list[Tensor]] | None = None
 
     @property

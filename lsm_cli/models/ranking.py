@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import cast
 
 import numpy as np
@@ -13,13 +13,17 @@ from lsm_cli.data.batches import Batch
 from lsm_cli.data.store import Field
 from lsm_cli.kernels.ragged import Segments
 from lsm_cli.models import heads
+from lsm_cli.models.bst import BST
 from lsm_cli.models.evidence import ActionBias, Evidence, match_mask, wanted
 from lsm_cli.models.graph import ItemVectors, with_graph
 from lsm_cli.models.heads import Heads
 from lsm_cli.models.history import History, Match, SharedHistory
+from lsm_cli.models.hstu import HSTU
 from lsm_cli.models.interest import DIN, TIN, MeanPool, StackedTIN
 from lsm_cli.models.numeric import Numeric
+from lsm_cli.models.scorer import Scorer
 from lsm_cli.models.space import Rows, Space
+from lsm_cli.models.stca import STCA
 from lsm_cli.models.tower import Tower
 from lsm_cli.recipe import Recipe
 from lsm_cli.search.soft import Request
@@ -27,7 +31,7 @@ from lsm_cli.search.soft import Request
 HOURS, WEEKDAYS, CALENDAR_DIM = 24, 7, 4
 
 
-class RankingModel(nn.Module):
+class RankingModel(Scorer):
     """Scores candidates for every target.
 
     Args:
@@ -98,23 +102,10 @@ class RankingModel(nn.Module):
         self.feed_candidate = options.candidate
         self.tower = Tower(features, read, options, targets)
 
-    def fetch(self, batch: Batch) -> list[Rows]:
-        """The embedding rows of a batch, space by space; in training mode they are leaves that collect gradients."""
-        return [space.fetch(batch) for space in self.spaces]
-
-    def leaves(self, rows: list[Rows]) -> list[Tensor]:
-        """The leaf tensors of a step, for gradient scaling and clipping."""
-        return [leaf for space, found in zip(self.spaces, rows, strict=True) for leaf in space.bank.leaves(found)]
-
-    def update(self, rows: list[Rows], lr: float) -> None:
-        """Move the rows of one step against their gradients."""
-        for space, found in zip(self.spaces, rows, strict=True):
-            space.bank.update(found, lr)
-
-    def reset_tables(self) -> None:
-        """All tables as they were before the first step."""
-        for space in self.spaces:
-            space.bank.reset()
+    def start(self, rates: Tensor, item_vectors: Callable[[], Tensor]) -> None:
+        self.tower.start(rates)
+        if self.items is not None:
+            self.items.fill(item_vectors())
 
     def forward(self, batch: Batch, rows: list[Rows]) -> Tensor:
         """Logits [B, targets]."""
@@ -218,6 +209,7 @@ class RankingModel(nn.Module):
                 for space, parts, places, candidate in prepared
             ]
             (history, candidate), (keys, query) = seen[0], seen[-1]
+            history.age = batch.age
             if keys is not history:
                 history.keys = keys
             yield history, candidate, query
@@ -232,6 +224,12 @@ def _reader(recipe: Recipe, width: int, attention: int, heads: int) -> nn.Module
             return DIN(width, options.attention_hidden)
         case "tin":
             return TIN(width, heads)
+        case "bst":
+            return BST(width, options.layers, options.block_heads, options.dropout)
+        case "stca":
+            return STCA(width, options.layers, options.block_heads)
+        case "hstu":
+            return HSTU(width, options.layers, options.block_heads, options.intervals, options.ranks, options.dropout)
         case _:
             return StackedTIN(
                 width,

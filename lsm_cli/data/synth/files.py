@@ -8,6 +8,7 @@ taxonomy.csv                the articles' sections and topics -> the shared cate
 ads_truth.parquet           what each ad adds to the logit of each target: never an input, only for checking
 truth.json                  the mechanism with all its numbers, and what the true probabilities score
 dataset.toml                the description that `lsm build-sequences` reads
+ads_only.toml               the same without the content's logs and the alignment, in worlds with a planted cause
 """
 
 from __future__ import annotations
@@ -26,18 +27,9 @@ from typing import Any
 import numpy as np
 import polars as pl
 
+from lsm_cli.data.synth.rows import ACTIONS, DOMAINS, NONE, Events, Requests, ancestor
 from lsm_cli.data.synth.slates import POLICY, Slates, candidates
-from lsm_cli.data.synth.world import (
-    ACTIONS,
-    DOMAINS,
-    NONE,
-    Drawn,
-    Events,
-    Requests,
-    ancestor,
-    chances,
-    past,
-)
+from lsm_cli.data.synth.world import Drawn, chances, past
 from lsm_cli.data.synth.worlds import World
 from lsm_cli.errors import InputError, LsmError
 
@@ -76,7 +68,10 @@ def write_world(drawn: Drawn, out: Path, scores: dict[str, Any], command: str, o
         pl.DataFrame({"ad": _ids("ad", ads), **effects}).write_parquet(folder / "ads_truth.parquet")
         _alignment(drawn.world).write_csv(folder / "taxonomy.csv")
         (folder / MARK).write_text(json.dumps(_truth(drawn, scores), indent=2) + "\n")
-        (folder / "dataset.toml").write_text(_description(drawn.world, command, drawn.slates is not None))
+        slates = drawn.slates is not None
+        (folder / "dataset.toml").write_text(_description(drawn.world, command, slates))
+        if drawn.world.ads_only:
+            (folder / "ads_only.toml").write_text(_description(drawn.world, command, slates, content=False))
         return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
 
 
@@ -102,6 +97,7 @@ def _video_log(drawn: Drawn, rows: Events) -> pl.DataFrame:
             "act": _pick(ACTIONS, rows.action),
             **_levels(("c1", "c2", "c3"), category_names(drawn.world.branching), rows, drawn.world),
             "brand": _ids("brand", rows.brand),
+            **_extras(drawn.world, rows),
         }
     )
 
@@ -114,8 +110,19 @@ def _article_log(drawn: Drawn, rows: Events) -> pl.DataFrame:
             "article": _ids("doc", rows.item),
             "action": _pick(ACTIONS, rows.action),
             **_levels(("section", "topic"), section_names(drawn.world.branching), rows, drawn.world),
+            **_extras(drawn.world, rows),
         }
     )
+
+
+def _extras(world: World, rows: Events) -> dict[str, pl.Series]:
+    """Columns of content that only some worlds have."""
+    found = {}
+    if world.shared_scenarios:
+        found["place"] = _pick(list(world.targets[0].scenario), rows.scenario)
+    if world.channels:
+        found["channel"] = _ids("channel", rows.channel)
+    return found
 
 
 def _ad_log(drawn: Drawn, rows: Events) -> pl.DataFrame:
@@ -253,7 +260,9 @@ def _truth(drawn: Drawn, scores: dict[str, Any]) -> dict[str, Any]:
                 "intercept": drawn.intercept[target.name],
                 "scenario": target.scenario,
                 "strength": target.strength,
-                "kernels": [asdict(kernel) for kernel in target.kernels],
+                "kernels": [
+                    {key: value for key, value in asdict(kernel).items() if value} for kernel in target.kernels
+                ],
             }
             for target in world.targets
         },
@@ -263,40 +272,20 @@ def _truth(drawn: Drawn, scores: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _description(world: World, command: str, slates: bool = False) -> str:
+def _description(world: World, command: str, slates: bool = False, content: bool = True) -> str:
     splits = split_dates(world)
     targets = [target.name for target in world.targets]
     labels = ", ".join(f'{name} = "{name}"' for name in targets)
     truth = ", ".join(f'{name} = "p_{name}"' for name in targets)
     levels = ", ".join(f'"{level}"' for level in AD_LEVELS)
     propensity = '\npropensity = "propensity"' if slates else ""
+    name = f"synth-{world.name}" + ("" if content else "-ads-only")
     return f'''# A small advertising world with known truth, made by
 # `{command}`
 # {world.summary}
 # The impressions hold the true probability of every label; truth.json says how it comes about and what it scores.
-name = "synth-{world.name}"
-
-[[events]]                                  # videos: three category levels, spelled as the ads spell them
-path = "logs/video/*.csv.gz"
-domain = "video"
-scenario = "video"
-user = "uid"
-item = "vid"
-time = {{ column = "ts", unit = "s" }}
-action = {{ column = "act" }}                 # view, click (implicit), like, share (explicit)
-category = ["c1", "c2", "c3"]
-fields = ["brand"]
-
-[[events]]                                  # articles: sections and topics of their own
-path = "logs/article.csv"
-domain = "article"
-scenario = "article"
-user = "reader"
-item = "article"
-time = {{ column = "read_at", format = "%Y-%m-%d %H:%M:%S" }}
-action = {{ column = "action" }}
-category = ["section", "topic"]
-
+name = "{name}"
+{_content_logs(world) if content else ""}
 [[events]]                                  # what users did with ads: few rows
 path = "logs/ads.parquet"
 domain = "ad"
@@ -304,13 +293,10 @@ scenario = {{ column = "scenario" }}
 user = "user"
 item = "ad"
 time = {{ column = "time_ms", unit = "ms" }}
-action = {{ column = "action" }}              # click, order
+action = {{ column = "action" }}              # {", ".join(world.ad_actions)}
 category = [{levels}]
 fields = ["brand"]
-
-[taxonomy]
-align = "taxonomy.csv"                      # the articles' sections and topics -> the shared categories
-
+{_TAXONOMY if content else ""}
 [samples]                                   # one row per impression
 path = "impressions.parquet"
 domain = "ad"
@@ -329,6 +315,41 @@ statistics = {{ popularity = ["1d", "7d", "all"] }}
 valid = "{splits["valid"]}"
 test = "{splits["test"]}"
 '''
+
+
+_TAXONOMY = """
+[taxonomy]
+align = "taxonomy.csv"                      # the articles' sections and topics -> the shared categories
+"""
+
+
+def _content_logs(world: World) -> str:
+    place = {name: '{ column = "place" }' if world.shared_scenarios else f'"{name}"' for name in ("video", "article")}
+    videos, articles = '"brand"', ""
+    if world.channels:
+        videos, articles = f'{videos}, "channel"', '\nfields = ["channel"]'
+    return f"""
+[[events]]                                  # videos: three category levels, spelled as the ads spell them
+path = "logs/video/*.csv.gz"
+domain = "video"
+scenario = {place["video"]}
+user = "uid"
+item = "vid"
+time = {{ column = "ts", unit = "s" }}
+action = {{ column = "act" }}                 # view, click (implicit), like, share (explicit)
+category = ["c1", "c2", "c3"]
+fields = [{videos}]
+
+[[events]]                                  # articles: sections and topics of their own
+path = "logs/article.csv"
+domain = "article"
+scenario = {place["article"]}
+user = "reader"
+item = "article"
+time = {{ column = "read_at", format = "%Y-%m-%d %H:%M:%S" }}
+action = {{ column = "action" }}
+category = ["section", "topic"]{articles}
+"""
 
 
 def check_free(out: Path, overwrite: bool) -> None:

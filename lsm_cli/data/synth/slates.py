@@ -6,7 +6,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from lsm_cli.data.synth.world import Catalogue, Drawn, Events, Requests, aim
+from lsm_cli.data.synth.rows import Events, Requests
+from lsm_cli.data.synth.world import Catalogue, Drawn, aim
 from lsm_cli.data.synth.worlds import DAY, World
 
 POLICY = "a fifth of the time any of the candidates, else in proportion to their ads' popularity"

@@ -13,16 +13,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from lsm_cli.data.synth.reasons import draw_meanings, history_logit, history_sums
+from lsm_cli.data.synth.rows import CLOCK, CODE, DOMAINS, NONE, Events, Requests
 from lsm_cli.data.synth.worlds import DAY, Target, World
 
 if TYPE_CHECKING:
     from lsm_cli.data.synth.slates import Slates
-
-DOMAINS = ("ad", "video", "article")
-ACTIONS = ("view", "click", "like", "share", "order")
-CODE = {action: number for number, action in enumerate(ACTIONS)}
-CLOCK = 1 << 32  # (key, second) packed in one sortable number: key * CLOCK + second
-NONE = -1  # the behaviour or ad lacks this field
 
 
 @dataclass(frozen=True)
@@ -45,42 +41,6 @@ class Catalogue:
 
 
 @dataclass(frozen=True)
-class Events:
-    """Behaviours; all arrays are [events]. `item` counts within the domain's catalogue."""
-
-    user: np.ndarray
-    time: np.ndarray
-    domain: np.ndarray
-    scenario: np.ndarray
-    action: np.ndarray
-    item: np.ndarray
-    brand: np.ndarray
-    leaf: np.ndarray
-
-    def take(self, index: np.ndarray) -> Events:
-        return Events(**{name: column[index] for name, column in vars(self).items()})
-
-    @staticmethod
-    def join(parts: list[Events]) -> Events:
-        return Events(**{name: np.concatenate([getattr(p, name) for p in parts]) for name in vars(parts[0])})
-
-
-@dataclass(frozen=True)
-class Requests:
-    """Impressions, ordered by (user, time); all arrays are [impressions]."""
-
-    user: np.ndarray
-    time: np.ndarray
-    scenario: np.ndarray
-    item: np.ndarray
-    brand: np.ndarray
-    leaf: np.ndarray
-
-    def take(self, index: np.ndarray) -> Requests:
-        return Requests(**{name: column[index] for name, column in vars(self).items()})
-
-
-@dataclass(frozen=True)
 class Drawn:
     """A whole world. `visible` is the logit without history; `label`, `p` and `visible` are keyed by target."""
 
@@ -97,6 +57,7 @@ class Drawn:
     intercept: dict[str, float]
     ad_effect: dict[str, np.ndarray]  # [ads] logit
     price: np.ndarray  # [ads] money, of an order of average size
+    meanings: dict[str, np.ndarray]  # field -> what a behaviour's value says about an ad's, [values, values]
     slates: Slates | None = None  # what else could have been shown
 
 
@@ -113,7 +74,7 @@ def draw_world(world: World, users: int, seed: int, slate: int = 1) -> Drawn:
     brands = max(30, 3 * leaves // world.branching[-1])
     home = rng.integers(0, leaves // world.branching[-1], brands)  # the middle category that a brand sells in
     sizes = {"ad": 4 * leaves + users // 10, "video": 8 * leaves + users, "article": 4 * leaves + users // 2}
-    tagged = {"ad": 1.0, "video": 0.2, "article": 0.0}
+    tagged = {"ad": 1.0, "video": world.video_brands, "article": 0.0}
     catalogues = {
         domain: _catalogue(world, sizes[domain], crowd, home, tagged[domain], next(part)) for domain in DOMAINS
     }
@@ -126,18 +87,15 @@ def draw_world(world: World, users: int, seed: int, slate: int = 1) -> Drawn:
         own = np.random.default_rng([seed, 300])
         requests, slates = choose(world, requests, catalogues["ad"], events, crowd, slate, own)
     effect = {target.name: _ad_effect(target, catalogues["ad"], brands, next(part)) for target in world.targets}
-    return replace(_live(world, users, seed, catalogues, events, requests, effect, next(part)), slates=slates)
+    life, secret = next(part), next(part)
+    meanings = draw_meanings(world, secret)
+    return replace(_live(world, users, seed, catalogues, events, requests, effect, meanings, life), slates=slates)
 
 
 def zipf(size: int, exponent: float) -> np.ndarray:
     """Popularity of ranks 1 … size, summing to one."""
     weight = np.arange(1, size + 1, dtype=np.float64) ** -exponent
     return weight / weight.sum()
-
-
-def ancestor(leaf: np.ndarray, level: int, branching: tuple[int, int, int]) -> np.ndarray:
-    """The category of each leaf at `level` (1 = coarsest, 3 = the leaf itself)."""
-    return leaf // int(np.prod(branching[level:]))
 
 
 def _catalogue(
@@ -183,7 +141,7 @@ def _behaviours(
     episode = first[user] + (rng.random(size) * episodes[user]).astype(np.int64)
     inside = begin[episode] + rng.random(size) * (finish[episode] - begin[episode])
     time = np.where(of_interest, inside, rng.random(size) * end).astype(np.int64)
-    time = np.where(is_ad, time * world.first_request // world.days, time)
+    time = np.where(is_ad, time * (world.last_ad or world.first_request) // world.days, time)
     # most behaviours of an episode are on its topic, some beside it: a sibling leaf, or a cousin
     spread = rng.random(size)
     width = np.select([spread < 0.65, spread < 0.88], [1, world.branching[2]], world.branching[1] * world.branching[2])
@@ -201,9 +159,12 @@ def _behaviours(
     liked = rng.random(size) < np.where(of_interest, world.explicit, world.explicit / 4)
     on_ad = np.where(rng.random(size) < 0.2, CODE["order"], CODE["click"])
     action = np.where(is_ad, on_ad, np.where(liked, explicit, implicit))
-    scenario = rng.integers(0, 3, size)  # of ads; content scenarios are a matter of the files
+    scenario = rng.integers(0, 3, size)  # content scenarios are a matter of the files, unless the world shares them
+    channel = np.full(size, NONE)
+    if world.channels:
+        channel = np.where(is_ad, NONE, (domain * 7919 + item * 104_729) % 1_000_003 % world.channels)
     order = np.lexsort((time, user))
-    return Events(user, time, domain, scenario, action, item, brand, leaf).take(order)
+    return Events(user, time, domain, scenario, action, item, brand, leaf, channel).take(order)
 
 
 def _requests(
@@ -250,54 +211,6 @@ def _ad_effect(target: Target, ads: Catalogue, brands: int, rng: np.random.Gener
     return advertiser[ads.brand] + own + target.popularity * (fame - fame.mean()) / fame.std()
 
 
-def field_values(name: str, rows: Events | Requests, domain: np.ndarray | int, world: World) -> np.ndarray:
-    """Values of a field that kernels match on, [rows]; NONE where absent. Articles know two category levels only."""
-    if name == "brand":
-        return rows.brand
-    if name == "item":
-        return np.where(np.asarray(domain) == 0, rows.item, NONE)  # only ads are shown again as ads
-    level = int(name.removeprefix("category"))
-    value = ancestor(rows.leaf, level, world.branching)
-    return np.where((np.asarray(domain) == 2) & (level == 3), NONE, value)
-
-
-def history_sums(world: World, events: Events, requests: Requests) -> dict[str, np.ndarray]:
-    """S of every kernel, target by target: {name: [kernels, requests]}.
-
-    Events meet requests once per field; the kernels on that field share the pairs.
-    """
-    sums = {target.name: np.zeros((len(target.kernels), len(requests.user))) for target in world.targets}
-    for match in sorted({kernel.match for target in world.targets for kernel in target.kernels}):
-        row, index = matches(match, world, events, requests)
-        age = (requests.time[row] - events.time[index]) / DAY
-        domain, action = events.domain[index], events.action[index]
-        for target in world.targets:
-            strength = np.array([target.strength[action] for action in ACTIONS])
-            for number, kernel in enumerate(target.kernels):
-                if kernel.match == match:
-                    counts = np.isin(DOMAINS, kernel.domains)
-                    weight = strength[action] * counts[domain] * np.exp2(-age / kernel.half_life)
-                    sums[target.name][number] = np.bincount(row, weight, len(requests.user))
-    return sums
-
-
-def matches(match: str, world: World, events: Events, requests: Requests) -> tuple[np.ndarray, np.ndarray]:
-    """Pairs (request, event) of one user, equal in `match`, the event strictly before the request."""
-    value, wanted = field_values(match, events, events.domain, world), field_values(match, requests, 0, world)
-    known = np.flatnonzero(value != NONE)
-    span = int(max(value.max(initial=0), wanted.max(initial=0))) + 1
-    packed = (events.user[known] * span + value[known]) * CLOCK + events.time[known]
-    order = np.argsort(packed, kind="stable")
-    packed = packed[order]
-    key = (requests.user * span + wanted) * CLOCK
-    low = np.searchsorted(packed, key, side="left")
-    high = np.searchsorted(packed, key + requests.time, side="left")  # strictly before: a tie is the future
-    size = np.where(wanted == NONE, 0, high - low)
-    row = np.repeat(np.arange(len(size)), size)
-    rank = np.arange(len(row)) - np.repeat(np.cumsum(size) - size, size)
-    return row, known[order[low[row] + rank]]
-
-
 def _live(
     world: World,
     users: int,
@@ -306,19 +219,20 @@ def _live(
     events: Events,
     requests: Requests,
     effect: dict[str, np.ndarray],
+    meanings: dict[str, np.ndarray],
     rng: np.random.Generator,
 ) -> Drawn:
     """Draw the labels in rounds; each positive leaves an ad behaviour that the rounds after it can see."""
     size = len(requests.user)
     # in slices, because a category may meet hundreds of behaviours per request
     slices = [requests.take(rows) for rows in np.array_split(np.arange(size), size // 100_000 + 1)]
-    parts = [history_sums(world, events, rows) for rows in slices]
+    parts = [history_sums(world, events, rows, meanings) for rows in slices]
     past = {target.name: np.concatenate([part[target.name] for part in parts], axis=1) for target in world.targets}
     visible, intercept = {}, {}
     for target in world.targets:
         place = np.array(list(target.scenario.values()))[requests.scenario]
         rest = place + effect[target.name][requests.item]
-        intercept[target.name] = _intercept(rest + _history(target, past[target.name]), target.rate)
+        intercept[target.name] = _intercept(rest + history_logit(target, past[target.name]), target.rate)
         visible[target.name] = rest + intercept[target.name]
 
     # luck and delays are drawn for every request, so that a label's outcome moves no other number
@@ -329,10 +243,10 @@ def _live(
     trail = events.take(np.arange(0))
     for now in _rounds(requests.user):
         shown = requests.take(now)
-        fresh = history_sums(world, trail, shown)
+        fresh = history_sums(world, trail, shown, meanings)
         for target in world.targets:
             name = target.name
-            p[name][now] = sigmoid(visible[name][now] + _history(target, past[name][:, now] + fresh[name]))
+            p[name][now] = sigmoid(visible[name][now] + history_logit(target, past[name][:, now] + fresh[name]))
             label[name][now] = luck[name][now] < p[name][now]
             done = now[label[name][now]]
             trail = Events.join([trail, _trace(requests.take(done), wait[name][done], name)])
@@ -342,18 +256,15 @@ def _live(
     price = rng.lognormal(3.5, 0.8, len(catalogues["ad"].leaf))
     basket = rng.lognormal(0.0, 0.2, size)
     value = np.where(label[world.paid], np.round(price[requests.item] * basket, 2), 0.0)
-    return Drawn(world, users, seed, catalogues, events, requests, value, label, p, visible, intercept, effect, price)
+    return Drawn(
+        world, users, seed, catalogues, events, requests, value, label, p, visible, intercept, effect, price, meanings
+    )
 
 
 def _rounds(user: np.ndarray) -> list[np.ndarray]:
     """Rows of the first request of every user, of the second …; `user` is sorted."""
     turn = np.arange(len(user)) - np.searchsorted(user, user, side="left")
     return np.split(np.argsort(turn, kind="stable"), np.cumsum(np.bincount(turn))[:-1])
-
-
-def _history(target: Target, sums: np.ndarray) -> np.ndarray:
-    weight = np.array([kernel.weight for kernel in target.kernels])
-    return (weight[:, None] * np.log1p(sums)).sum(axis=0)  # not BLAS: its sums depend on the number of threads
 
 
 def _trace(shown: Requests, wait: np.ndarray, action: str) -> Events:
@@ -367,6 +278,7 @@ def _trace(shown: Requests, wait: np.ndarray, action: str) -> Events:
         item=shown.item,
         brand=shown.brand,
         leaf=shown.leaf,
+        channel=np.full(len(wait), NONE),
     )
 
 
@@ -386,7 +298,7 @@ def sigmoid(x: np.ndarray) -> np.ndarray:
 def past(drawn: Drawn, events: Events, shown: Requests) -> dict[str, np.ndarray]:
     """`history_sums` of any number of requests, in slices, because a category may meet hundreds of behaviours each."""
     slices = [shown.take(rows) for rows in np.array_split(np.arange(len(shown.user)), len(shown.user) // 50_000 + 1)]
-    parts = [history_sums(drawn.world, events, rows) for rows in slices]
+    parts = [history_sums(drawn.world, events, rows, drawn.meanings) for rows in slices]
     return {target.name: np.concatenate([part[target.name] for part in parts], 1) for target in drawn.world.targets}
 
 
@@ -396,7 +308,7 @@ def chances(drawn: Drawn, shown: Requests, sums: dict[str, np.ndarray]) -> dict[
     for target in drawn.world.targets:
         place = np.array(list(target.scenario.values()))[shown.scenario]
         rest = place + drawn.ad_effect[target.name][shown.item] + drawn.intercept[target.name]
-        found[target.name] = sigmoid(rest + _history(target, sums[target.name]))
+        found[target.name] = sigmoid(rest + history_logit(target, sums[target.name]))
     return found
 
 

@@ -2,16 +2,25 @@
 
 The truth of every world has one form. For a request of user u at time t for ad a, target k has
 
-    logit p_k = b_k + scenario_k(s) + ad_k(a) + Σ_j weight_j · log(1 + S_j)
+    logit p_k = b_k + scenario_k(s) + ad_k(a) + Σ_j weight_j · sign(S_j) · log(1 + |S_j|)
     S_j = Σ_i strength(action_i) · 2^(−(t − t_i) / half_life_j)
 
 where i runs over the user's behaviours strictly before t that share the kernel's field with the ad. A world is
-therefore a `World` value: another planted cause is another list of kernels, not another generator.
+therefore a `World` value: another planted cause is another list of kernels, not another generator. A kernel may also
+
+    rhythm    multiply each term by ((1 + cos(2π (t − t_i) / rhythm)) / 2)²
+    meaning   multiply each term by M[value of the behaviour's field, value of the ad's], a hidden table of both signs
+    through   let the behaviours i only point: S_j = Σ_i w_i / Σ w · Σ_k strength(action_k), w_i = 2^(−(t − t_i) /
+              half_life_j), where k runs over all other behaviours before t in the channel of i
+
+The worlds with a planted cause are small, and frequent and simple in everything but their cause, so that what an idea
+is worth there can be measured in minutes (`benchmarks/worlds.py`).
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from lsm_cli.errors import InputError
 
@@ -26,6 +35,9 @@ class Kernel:
     weight: float  # logit per unit of log(1 + S)
     half_life: float  # days
     domains: tuple[str, ...] = ("ad", "video", "article")  # behaviours elsewhere do not count
+    rhythm: float = 0.0  # days; a behaviour counts in full at whole multiples of it, half-way between not at all
+    meaning: str = ""  # field by which a hidden table decides whether a behaviour speaks for the ad or against it
+    through: str = ""  # field of the matching behaviours by which others are found, and these count (two steps)
 
 
 @dataclass(frozen=True)
@@ -66,6 +78,16 @@ class World:
     interests: float = 7  # episodes of interest per user, mean
     focus: float = 0.75  # share of behaviours inside an episode of interest
     aimed: float = 0.6  # share of impressions aimed at something the user has looked at
+    last_ad: int = 0  # day to which ad behaviours that no impression explains go on; 0 = first_request
+    shared_scenarios: bool = False  # content is seen in the ads' scenarios, too, and its logs say in which
+    video_brands: float = 0.2  # share of the videos of which a brand is known
+    channels: int = 0  # of the content; 0 = it has none
+    ads_only: bool = False  # describe the ads' log by itself, too
+
+    @property
+    def ad_actions(self) -> list[str]:
+        """What users do with ads: the background's clicks and orders, and every target."""
+        return list(dict.fromkeys(["click", "order", *(target.name for target in self.targets)]))
 
 
 CLICK = Target(
@@ -103,6 +125,44 @@ ORDER = Target(
     ),
 )
 
+CONTENT = ("video", "article")
+ALIKE = {"view": 1.0, "click": 1.0, "like": 1.0, "share": 1.0, "order": 1.0, "install": 1.0}
+MOOD = {**ALIKE, "view": -1.0, "click": -1.0}
+
+
+def _target(name: str, rate: float, *kernels: Kernel, strength: dict[str, float] = ALIKE) -> Target:
+    """A frequent target of which ads and scenarios say little: what there is to learn is in the kernels."""
+    return Target(
+        name,
+        rate=rate,
+        delay=600,
+        scenario={"feed": -0.1, "search": 0.1, "moments": 0.0},
+        brand_sd=0.1,
+        ad_sd=0.0,
+        popularity=0.1,
+        strength=strength,
+        kernels=kernels,
+    )
+
+
+def _planted(name: str, summary: str, *targets: Target, **others: Any) -> World:
+    """A small dense world: four weeks, 36 leaves, requests in its second half."""
+    shape = {
+        "days": 28,
+        "first_request": 12,
+        "valid": 22,
+        "test": 23,
+        "branching": (4, 3, 3),
+        "behaviours": 50.0,
+        "ad_behaviours": 2.0,
+        "impressions": 45.0,
+        "interests": 5.0,
+        "paid": targets[-1].name,
+        "ads_only": True,
+    }
+    return World(name, summary, targets, **{**shape, **others})
+
+
 WORLDS = {
     world.name: world
     for world in (
@@ -110,6 +170,64 @@ WORLDS = {
             "base",
             "Three ad scenarios beside two content domains; clicks follow the last days, orders the last weeks.",
             targets=(CLICK, ORDER),
+        ),
+        _planted(
+            "tempos",
+            "Installs follow the interests of the last hours, orders those of this weekday in the last weeks.",
+            _target("install", 0.35, Kernel("any", 5.0, 0.5, CONTENT, meaning="category1")),
+            _target("order", 0.35, Kernel("any", 1.5, 14.0, CONTENT, rhythm=7.0, meaning="category1")),
+            behaviours=60.0,
+        ),
+        _planted(
+            "noise",
+            "Likes in the ad's segment speak for it, likes of its brand against it; scenarios match by accident.",
+            _target(
+                "click",
+                0.35,
+                Kernel("category2", 2.5, 7.0, CONTENT),
+                Kernel("brand", -2.5, 7.0, CONTENT),
+                strength=MOOD,
+            ),
+            shared_scenarios=True,
+            explicit=0.6,
+            video_brands=0.9,
+        ),
+        _planted(
+            "third_order",
+            "Clicks follow what users like in the channel in which they last met the ad's segment.",
+            _target(
+                "click",
+                0.35,
+                Kernel("any", 0.3, 10.0, CONTENT),
+                Kernel("category2", 1.5, 0.7, CONTENT),
+                Kernel("category2", 2.5, 0.7, CONTENT, through="channel"),
+                strength=MOOD,
+            ),
+            channels=4,
+            explicit=0.5,
+            focus=1.0,
+        ),
+        _planted(
+            "disagree",
+            "Clicks count likes in the whole industry, the nearest no more than others; orders go by finer interests.",
+            _target("click", 0.35, Kernel("category1", 2.5, 7.0, CONTENT), strength=MOOD),
+            _target("order", 0.35, Kernel("any", 1.5, 7.0, CONTENT, meaning="category2")),
+            explicit=0.6,
+        ),
+        _planted(
+            "domains",
+            "Hardly anybody has done anything with an ad; videos and articles, whose taxonomy is their own, tell.",
+            _target("click", 0.3, Kernel("category2", 2.5, 7.0, CONTENT)),
+            ad_behaviours=1.0,
+        ),
+        _planted(
+            "control",
+            "Nothing is planted: what users have done with ads of the same segment tells, for both targets alike.",
+            _target("click", 0.3, Kernel("category2", 1.5, 7.0, ("ad",))),
+            _target("order", 0.3, Kernel("category2", 1.5, 7.0, ("ad",))),
+            behaviours=20.0,
+            ad_behaviours=30.0,
+            last_ad=28,
         ),
     )
 }

@@ -16,6 +16,7 @@ import numpy as np
 from lsm_cli.engine.profiling import memory, roofline
 from lsm_cli.engine.profiling.work import Phase, Work
 from lsm_cli.engine.setup import Setup
+from lsm_cli.models.graph import ItemVectors
 
 FEW_ROWS = 2048  # of a rehearsal's tables; those of category levels are as they are
 SHARES = (8, 4)  # a rehearsal takes one in so many samples
@@ -55,9 +56,10 @@ def estimate(setup: Setup, phase: Phase) -> dict[str, Any]:
                 peak += (field.rows - small.rows) * (4 * dim + state + scratch)
                 peak += touched[field.name] * a_row
                 moved += touched[field.name] * (8 * dim if not training else 24 * dim)
-    if work.model.items is not None:  # the item graph's vectors, a row for every item
+    items = getattr(work.model, "items", None)
+    if isinstance(items, ItemVectors):  # the item graph's vectors, a row for every item
         real, fewer = (next(field.rows for field in fields if field.name == "item") for fields in (setup.fields, few))
-        peak += (real - fewer) * sum(vectors.nbytes for vectors in work.model.items.buffers()) / fewer
+        peak += (real - fewer) * sum(vectors.nbytes for vectors in items.buffers()) / fewer
     return {
         "peak_allocated": int(peak),
         "moved_bytes": int(moved),

@@ -14,7 +14,7 @@ from lsm_cli.engine.run import RunFolder
 from lsm_cli.engine.setup import Setup
 from lsm_cli.engine.train import Trainer
 from lsm_cli.errors import InputError
-from lsm_cli.models.ranking import RankingModel
+from lsm_cli.models.scorer import Scorer
 
 Phase = Literal["train", "infer"]
 SCALED = 4096  # samples from which the scale of numeric features is taken: values do not matter here
@@ -35,7 +35,7 @@ class Work:
         InputError: the store has no samples for it.
     """
 
-    def __init__(self, setup: Setup, phase: Phase, model: RankingModel | None = None) -> None:
+    def __init__(self, setup: Setup, phase: Phase, model: Scorer | None = None) -> None:
         self.setup, self.phase = setup, phase
         splits = ["train"] if phase == "train" else ["test", "valid", "train"]
         self.split = next((name for name in splits if setup.store.splits.get(name)), "")

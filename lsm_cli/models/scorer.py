@@ -1,0 +1,57 @@
+"""What the engine asks of a model, whatever it is made of."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from torch import Tensor, nn
+
+from lsm_cli.data.batches import Batch
+from lsm_cli.models.numeric import Numeric
+from lsm_cli.models.space import Rows, Space
+
+
+class Scorer(nn.Module):
+    """Scores candidates for every target: `forward(batch, rows)` gives logits [B, targets].
+
+    Attributes:
+        spaces: the embedding spaces, whose rows are fetched and updated step by step.
+        numeric: scales the numbers of a batch; fitted before training.
+    """
+
+    spaces: Sequence[Space]
+    numeric: Numeric
+
+    def fetch(self, batch: Batch) -> list[Rows]:
+        """The embedding rows of a batch, space by space; in training mode they are leaves that collect gradients."""
+        return [space.fetch(batch) for space in self.spaces]
+
+    def leaves(self, rows: list[Rows]) -> list[Tensor]:
+        """The leaf tensors of a step, for gradient scaling and clipping."""
+        return [leaf for space, found in zip(self.spaces, rows, strict=True) for leaf in space.bank.leaves(found)]
+
+    def update(self, rows: list[Rows], lr: float) -> None:
+        """Move the rows of one step against their gradients."""
+        for space, found in zip(self.spaces, rows, strict=True):
+            space.bank.update(found, lr)
+
+    def reset_tables(self) -> None:
+        """All tables as they were before the first step."""
+        for space in self.spaces:
+            space.bank.reset()
+
+    def numbers(self, batch: Batch) -> Tensor:
+        """The raw numeric features of a batch [B, n], to fit their scale before training."""
+        return batch.statistics
+
+    def start(self, rates: Tensor, item_vectors: Callable[[], Tensor]) -> None:
+        """Before the first step.
+
+        Args:
+            rates: share of positives of every target, in (0, 1), [targets].
+            item_vectors: makes the item graph's vectors, for models that have a place for them.
+        """
+
+    def learn(self, batch: Batch, rows: list[Rows]) -> tuple[Tensor, Tensor | None]:
+        """Logits [B, targets] to learn from, and what to add to the loss of each target [targets]; None = nothing."""
+        return self(batch, rows), None
