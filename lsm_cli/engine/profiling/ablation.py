@@ -20,6 +20,7 @@ from lsm_cli.engine.profiling import memory
 from lsm_cli.engine.profiling.timing import plainly
 from lsm_cli.engine.profiling.work import Phase, Work
 from lsm_cli.engine.setup import Setup
+from lsm_cli.kernels import fused
 from lsm_cli.recipe import BY_ATTENTION, Recipe
 from lsm_cli.report.console import Progress, Silent
 
@@ -54,6 +55,10 @@ def _reads(setup: Setup, phase: Phase) -> bool:
     return setup.recipe.model.sequence != "none"
 
 
+def _one_pass(setup: Setup) -> bool:
+    return setup.compute.device.type == "cuda" and fused.available("cuda")
+
+
 def _hard(setup: Setup) -> bool:
     return setup.recipe.search.method in ("hard", "hybrid") and not setup.recipe.search.source
 
@@ -69,7 +74,11 @@ TECHNIQUES = (
     ),
     Technique(
         "small_tables", "matrix products for tables of few rows", "engine.kernels", lambda s, n: "auto", "compiled",
-        lambda s, p: _reads(s, p) and s.recipe.engine.kernels == "auto",
+        lambda s, p: _reads(s, p) and s.recipe.engine.kernels == "auto" and not _one_pass(s),
+    ),
+    Technique(
+        "one_pass", "Triton kernels that read a history once", "engine.kernels", lambda s, n: "auto", "compiled",
+        lambda s, p: _reads(s, p) and s.recipe.engine.kernels in ("auto", "triton") and _one_pass(s),
     ),
     Technique(
         "sparse_rows", "optimiser touches the rows of the step only", "engine.sparse_rows", lambda s, n: True, False,
