@@ -63,6 +63,7 @@ class Clock:
         self.thread = threading.get_ident()
         self.stack: list[str] = []
         self.marks: list[tuple[str, Any]] = []  # a part, and when it began
+        self.first = NUMBERS  # the part with which a model begins
         self._range: Any = None
 
     @property
@@ -72,7 +73,7 @@ class Clock:
 
     @contextmanager
     def part(self, name: str) -> Iterator[None]:
-        self.stack.append(name)
+        self.stack.append(self.first if name == NUMBERS else name)
         self._mark()
         try:
             yield
@@ -134,7 +135,8 @@ def following(clock: Clock, model: torch.nn.Module) -> Iterator[None]:
 
 
 def _hooks(clock: Clock, model: torch.nn.Module) -> list[Any]:
-    """A forward pass begins with the numbers, goes on with the candidate and its readings, and ends in the tower."""
+    """A forward pass begins with the numbers, goes on with the candidate and its readings, and ends in the tower; one
+    with an encoder (two towers) begins with the history."""
 
     def turn(name: str) -> Callable[..., None]:
         def hook(*_: Any) -> None:
@@ -144,8 +146,11 @@ def _hooks(clock: Clock, model: torch.nn.Module) -> list[Any]:
         return hook
 
     numeric, reader, tower = (getattr(model, name, None) for name in ("numeric", "reader", "tower"))
-    handles = [model.register_forward_pre_hook(turn(NUMBERS))]
+    encodes = isinstance(getattr(model, "encoder", None), torch.nn.Module)
+    clock.first = ATTENTION if encodes else NUMBERS
+    handles = []
     if isinstance(numeric, torch.nn.Module):
+        handles.append(numeric.register_forward_pre_hook(turn(NUMBERS)))
         handles.append(numeric.register_forward_hook(turn(ATTENTION if reader is not None else TOWER)))
     if isinstance(tower, torch.nn.Module):
         handles.append(tower.register_forward_pre_hook(turn(TOWER)))
