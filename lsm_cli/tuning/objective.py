@@ -96,7 +96,7 @@ def _train(
             return
         if validation not in trial.storage.get_trial(trial._trial_id).intermediate_values:
             trial.report(abs(line["metric"]), validation)
-        if trial.should_prune():
+        if trial.should_prune() and "origin" not in trial.user_attrs:  # what all are compared with runs to its end
             trial.set_user_attr("pruned", validation)
             raise optuna.TrialPruned
 
