@@ -16,9 +16,9 @@ from functools import partial
 import numpy as np
 
 from lsm_cli.data.store import MISSING, Store
-from lsm_cli.data.synth.slates import candidates
 from lsm_cli.data.synth.reasons import history_sums
 from lsm_cli.data.synth.rows import DOMAINS, Events
+from lsm_cli.data.synth.slates import candidates
 from lsm_cli.data.synth.world import Drawn, chances, rounds, trace
 from lsm_cli.data.synth.worlds import DAY
 from lsm_cli.data.views import Grown
