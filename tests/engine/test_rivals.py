@@ -10,10 +10,10 @@ import torch
 from lsm_cli import recipe as recipes
 from lsm_cli.data.store import Store
 from lsm_cli.engine.evaluate import evaluate
-from lsm_cli.engine.retrieval import Catalogue, retrieve
 from lsm_cli.engine.run import RunFolder
 from lsm_cli.engine.setup import Setup
 from lsm_cli.engine.train import InterruptedRunError, Trainer
+from lsm_cli.judging.retrieval import Catalogue, retrieve
 from tests.small import write_store
 
 SMALL = ["train.batch_size=32", "train.threads=1", "model.max_len=10", "model.hidden=[16]", "model.dim=8"]
