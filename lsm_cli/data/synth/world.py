@@ -243,7 +243,7 @@ def _live(
     p = {name: np.zeros(size) for name in visible}
     label = {name: np.zeros(size, bool) for name in visible}
     trail = events.take(np.arange(0))
-    for now in _rounds(requests.user):
+    for now in rounds(requests.user):
         shown = requests.take(now)
         fresh = history_sums(world, trail, shown, meanings)
         for target in world.targets:
@@ -251,7 +251,7 @@ def _live(
             p[name][now] = sigmoid(visible[name][now] + history_logit(target, past[name][:, now] + fresh[name]))
             label[name][now] = luck[name][now] < p[name][now]
             done = now[label[name][now]]
-            trail = Events.join([trail, _trace(requests.take(done), wait[name][done], name)])
+            trail = Events.join([trail, trace(requests.take(done), wait[name][done], name)])
     events = Events.join([events, trail])
     inside = np.flatnonzero(events.time < world.days * DAY)  # an order may arrive after the logs end
     events = events.take(inside[np.lexsort((events.time[inside], events.user[inside]))])
@@ -263,13 +263,13 @@ def _live(
     )
 
 
-def _rounds(user: np.ndarray) -> list[np.ndarray]:
+def rounds(user: np.ndarray) -> list[np.ndarray]:
     """Rows of the first request of every user, of the second …; `user` is sorted."""
     turn = np.arange(len(user)) - np.searchsorted(user, user, side="left")
     return np.split(np.argsort(turn, kind="stable"), np.cumsum(np.bincount(turn))[:-1])
 
 
-def _trace(shown: Requests, wait: np.ndarray, action: str) -> Events:
+def trace(shown: Requests, wait: np.ndarray, action: str) -> Events:
     """The ad behaviours that positive labels leave behind, `wait` seconds after their requests."""
     return Events(
         user=shown.user,
@@ -312,13 +312,3 @@ def chances(drawn: Drawn, shown: Requests, sums: dict[str, np.ndarray]) -> dict[
         rest = place + drawn.ad_effect[target.name][shown.item] + drawn.intercept[target.name]
         found[target.name] = sigmoid(rest + history_logit(target, sums[target.name]))
     return found
-
-
-def trace(shown: Requests, wait: np.ndarray, action: str) -> Events:
-    """The ad behaviours that positive labels leave behind, `wait` seconds after their requests."""
-    return _trace(shown, wait, action)
-
-
-def rounds(user: np.ndarray) -> list[np.ndarray]:
-    """Rows of the first request of every user, of the second …; `user` is sorted."""
-    return _rounds(user)
