@@ -72,9 +72,6 @@ class ModelOptions(Options):
     graph_window: int = Field(
         10, ge=1, le=1000, description="items that many behaviours apart, or fewer, are neighbours in the item graph"
     )
-    graph_hidden: float = Field(
-        0.5, ge=0, lt=1, description="share of the item graph's vectors hidden in training, as new items have none"
-    )
     temporal: list[Literal["interval", "rank"]] = Field(
         ["interval", "rank"], description="temporal encodings of a behaviour: time to the request, rank from it"
     )

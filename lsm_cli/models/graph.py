@@ -108,24 +108,14 @@ class ItemVectors(nn.Module):
 class GraphField(nn.Module):
     """The graph as a field of one space: a learned projection of the frozen vectors to the width of a field.
 
-    It starts so that the products of two fields are as large as those of fresh embeddings. In training vectors are
-    hidden at random: items of the training period that have none are those that hardly anybody met, which the graph
-    knows from their future (on `kuairand` 40 % of them are clicked, 71 % of the others), while later most of the items
-    without one are new. A model that has not seen good items without a vector thinks little of new ones.
-
-    Args:
-        hidden: share of the vectors that are hidden wherever they are used, in training.
+    It starts so that the products of two fields are as large as those of fresh embeddings.
     """
 
-    def __init__(self, items: ItemVectors, dim: int, std: float, hidden: float) -> None:
+    def __init__(self, items: ItemVectors, dim: int, std: float) -> None:
         super().__init__()
-        self.hidden = hidden
         self.items = (items,)  # shared by the spaces of a model, which owns it
         self.project = nn.Parameter(torch.randn(items.vectors.shape[1], dim) * std)
 
     def forward(self, index: Tensor) -> Tensor:
         """Rows of the item table, int64 [U] -> float32 [U, dim], whatever the dense layers compute in."""
-        vectors = self.items[0](index)
-        if self.training and torch.is_grad_enabled():  # not where a search only looks
-            vectors = vectors * (torch.rand(len(index), 1, device=vectors.device) >= self.hidden)
-        return (vectors @ self.project).float()
+        return (self.items[0](index) @ self.project).float()

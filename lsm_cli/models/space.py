@@ -58,7 +58,7 @@ class Space(nn.Module):
         self.bank = Bank(used, category_rows, dim, options.init_std, train.table_optimizer, train.unknown, seed, dtype)
         lacking = [name for name in self.behaviour if name not in self.candidate]
         shared = [name for name in self.behaviour if name in self.candidate]
-        self.graph = GraphField(items, dim, options.init_std, options.graph_hidden) if items is not None else None
+        self.graph = GraphField(items, dim, options.init_std) if items is not None else None
         if self.graph is not None:
             self.behaviour += [GRAPH] if reads else []
             self.candidate.append(GRAPH)
