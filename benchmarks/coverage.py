@@ -24,8 +24,8 @@ from typing import Any
 
 import numpy as np
 
-from lsm_cli.engine.compare import METRICS, Difference, compare
-from lsm_cli.engine.gmv import Requests, replay, snips, value_auc
+from lsm_cli.judging.compare import METRICS, Difference, compare
+from lsm_cli.judging.gmv import Requests, replay, snips, value_auc
 
 SLATE = 4
 METHODS = (*METRICS, "value_auc", "replay", "snips")

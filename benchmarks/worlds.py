@@ -68,13 +68,18 @@ IDEAS = {
     "tempos": Idea(
         "temporal encodings of each target",
         "tin model.time_tables=own",
-        settings=("model.intervals=224",),  # fine enough to tell weekdays three weeks ago
+        settings=("model.intervals=224", "train.epochs=5"),  # fine enough to tell weekdays three weeks ago
     ),
     "noise": Idea("heads with fields of their own (DSI-TIN)", "tin model.heads=auto"),
     "third_order": Idea(
         "stacked TIN",
         "stacked_tin model.layers=2",
-        settings=("data.fields=['category2','action','channel']", "model.init_std=1.0", "train.epochs=4"),
+        settings=(
+            "data.fields=['category2','action','channel']",
+            "model.temporal=[]",  # time says nothing there
+            "model.init_std=1.0",
+            "train.epochs=6",
+        ),
     ),
     "disagree": Idea("decoupled attention (DARE)", "tin model.attention_dim=8"),
     "domains": Idea("unified trajectories, aligned", "tin", rival="ads_only"),
@@ -113,9 +118,9 @@ def measured(store: Path, recipe: str, settings: tuple[str, ...], seed: int, thr
     """Train and test: the mean AUC over targets, and each."""
     fields = [name for name in Store.open(store).fields if name != "item"]
     name, *overrides = recipe.split()
-    overrides = [*COMMON, f"data.fields={fields}", f"train.threads={threads}", *settings, *overrides]
+    common = [*COMMON, f"data.fields={fields}", f"train.threads={threads}", f"train.seed={seed}"]
     with tempfile.TemporaryDirectory() as folder:
-        found = train(quiet(), name, store, Path(folder) / "run", overrides, seed=seed)
+        found = train(quiet(), name, store, Path(folder) / "run", [*common, *settings, *overrides])
     each = {target: entry["auc"] for target, entry in found["test"].items()}
     return {
         "auc": statistics.mean(each.values()),

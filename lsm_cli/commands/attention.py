@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 
 from lsm_cli.data.store import Store
-from lsm_cli.engine.attention import attention
 from lsm_cli.engine.run import RunFolder
 from lsm_cli.engine.setup import Setup
+from lsm_cli.judging.attention import attention
 from lsm_cli.models.scorer import Scorer
 from lsm_cli.report.console import Console
 from lsm_cli.report.html import Page

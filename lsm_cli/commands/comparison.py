@@ -10,11 +10,11 @@ from lsm_cli.commands.comparison_page import write_page
 from lsm_cli.data.store import Store
 from lsm_cli.data.views import View, ads_only, without
 from lsm_cli.engine import slices as slicing
-from lsm_cli.engine.compare import LEVEL, METRICS, WORDS, Difference
-from lsm_cli.engine.contenders import Contender, Scores, differences, summaries
-from lsm_cli.engine.gmv import CLIP, paid_target, sentences, worth
 from lsm_cli.engine.run import RunFolder
 from lsm_cli.errors import InputError
+from lsm_cli.judging.compare import LEVEL, METRICS, WORDS, Difference
+from lsm_cli.judging.contenders import Contender, Scores, differences, summaries
+from lsm_cli.judging.gmv import CLIP, paid_target, sentences, worth
 from lsm_cli.report.console import Console, count, size
 
 COLUMNS = ("run", "other", "differ by", f"{LEVEL:.0%} interval", "")
@@ -108,7 +108,7 @@ def compare_runs(console: Console, run_path: Path, data: Path | None, split: str
         show_differences(console, f"{ours.name} against {rival.title}, {split} samples", found)
         if rival.ablation:
             for target, one in found.items():
-                console.text(f"{target}: with the hidden behaviours AUC is {one['auc'].verdict}")
+                console.text(f"{target}: AUC with what is hidden, against without: {one['auc'].verdict}")
         if rival.key == "baseline" or not other:
             show_slices(console, f"of {ours.name} against {rival.title}, by slice", found)
         if rival.key == "baseline" and paid:

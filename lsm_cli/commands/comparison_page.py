@@ -6,10 +6,10 @@ import os
 from pathlib import Path
 from typing import Any
 
-from lsm_cli.engine.compare import METRICS, WORDS
-from lsm_cli.engine.gmv import sentences
 from lsm_cli.engine.slices import title
 from lsm_cli.errors import InputError, LsmError
+from lsm_cli.judging.compare import METRICS, WORDS
+from lsm_cli.judging.gmv import sentences
 from lsm_cli.report import html
 from lsm_cli.report.console import count, size
 

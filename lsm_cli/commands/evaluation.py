@@ -10,11 +10,11 @@ from lsm_cli.commands.attention import inspect
 from lsm_cli.commands.comparison import show_calibration
 from lsm_cli.data.store import Store
 from lsm_cli.engine import slices
-from lsm_cli.engine.attention import check
 from lsm_cli.engine.device import peak_memory
 from lsm_cli.engine.evaluate import evaluate
 from lsm_cli.engine.run import RunFolder
 from lsm_cli.engine.setup import Setup
+from lsm_cli.judging.attention import check
 from lsm_cli.models.two_tower import TwoTower
 from lsm_cli.report.console import Console, count
 

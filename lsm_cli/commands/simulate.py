@@ -10,12 +10,12 @@ import numpy as np
 
 from lsm_cli.data.store import Store
 from lsm_cli.data.synth.again import redraw
-from lsm_cli.engine.compare import LEVEL, Difference
-from lsm_cli.engine.contenders import Contender
-from lsm_cli.engine.gmv import sentences, worth
 from lsm_cli.engine.run import RunFolder
-from lsm_cli.engine.simulate import SPLIT, Outcome, Policy, Simulation
 from lsm_cli.errors import InputError
+from lsm_cli.judging.compare import LEVEL, Difference
+from lsm_cli.judging.contenders import Contender
+from lsm_cli.judging.gmv import sentences, worth
+from lsm_cli.judging.simulate import SPLIT, Outcome, Policy, Simulation
 from lsm_cli.report.console import Console
 
 KNOWN = ("random", "popularity", "truth")

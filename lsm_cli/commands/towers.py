@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from lsm_cli.engine.retrieval import CUTS, Catalogue, retrieve
 from lsm_cli.engine.setup import Setup
-from lsm_cli.engine.vectors import check_free, export
 from lsm_cli.errors import InputError
+from lsm_cli.judging.retrieval import CUTS, Catalogue, retrieve
+from lsm_cli.judging.vectors import check_free, export
 from lsm_cli.models.two_tower import TwoTower
 from lsm_cli.recipe import Recipe
 from lsm_cli.report.console import Console

@@ -83,7 +83,7 @@ def tune(
     if ended:
         console.say(f"goes on    {ended} of {wanted.trials} trials have ended already")
     deadline = None if seconds is None else time.time() + seconds
-    with stoppable() as asked, _watched(console, tuning) as tick:
+    with storage.reached(url), stoppable() as asked, _watched(console, tuning) as tick:
         job = Job(
             str(out), str(data), url, wanted.trials, deadline, tuning.begun.isoformat(), plan.recipe.train.threads,
             once=_costs_memory(plan), parent=os.getpid(),
@@ -155,7 +155,7 @@ def _plan(recipe: str, store: Store, overrides: list[str], space: list[str], wan
     lines += [f"           {key:<{width}}  left out: {reason}" for key, reason in set_aside.items()]
     plan = Plan(options, found, sought, wanted.sampler, wanted.pruner, wanted.seed, digest(store))
     if plan.space.of(options) is not None:
-        lines.append("first      the recipe as it is")
+        lines.append("first      the recipe as it is, which is never stopped early")
     else:
         lines.append("first      a draw: the recipe as it is lies outside the space")
     lines.append(f"sampler    {wanted.sampler}, seed {wanted.seed}")

@@ -173,7 +173,10 @@ class RunFolder:
         Raises:
             InputError: they are damaged, or those of another model.
         """
-        missing, unknown = model.load_state_dict(self.load_weights(), strict=False)
+        try:
+            missing, unknown = model.load_state_dict(self.load_weights(), strict=False)
+        except RuntimeError:  # tensors of other shapes
+            missing, unknown = ["other shapes"], []
         lacking = [name for name in missing if ".optimizers." not in name]  # state that scoring does not need
         if lacking or unknown:
             raise InputError(

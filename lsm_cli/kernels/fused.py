@@ -274,29 +274,46 @@ class _Call:
         return _join(parts, sizes, self.reads)
 
     def backward(
-        self, asked: Tensor, bias: Tensor | None, tables: Sequence[Tensor], found: Tensor, logsum: Tensor, grad: Tensor
-    ) -> tuple[Tensor, Tensor, list[Tensor]]:
-        """Gradients of `asked`, of the logits [H, total] if there is a bias, and of the tables; in fp32."""
+        self,
+        asked: Tensor,
+        bias: Tensor | None,
+        tables: Sequence[Tensor],
+        found: Tensor,
+        logsum: Tensor,
+        grad: Tensor,
+        learn: Sequence[bool],
+    ) -> tuple[Tensor, Tensor, list[Tensor | None]]:
+        """Gradients of `asked`, of the logits [H, total] if there is a bias, and of the tables that learn; in fp32."""
         chunks = self.reads.chunks[3]
         ordered = torch.are_deterministic_algorithms_enabled() and self.reads.own
         keep = ordered or bias is not None
         parts = asked.new_empty(chunks, self.heads, self.keys.all)
         slope = asked.new_empty(self.heads, self.reads.total if keep else 0)
         weights = torch.empty_like(slope) if ordered else slope
-        sums = [] if ordered else [asked.new_zeros(table.shape) for table in tables]
+        sums: list[Tensor | None] = [None] * len(tables)
+        if not ordered:
+            sums = [asked.new_zeros(table.shape) if one else None for table, one in zip(tables, learn, strict=True)]
+        to_keys, to_values = self.split([asked if one is None else one for one in sums])
+        keys_learn, values_learn = self.split(learn)
         _kernels().backward[(chunks,)](
-            *self.arguments(asked, bias, tables), grad, logsum, (grad * found).sum(2), *self.split(sums or tables),
+            *self.arguments(asked, bias, tables), grad, logsum, (grad * found).sum(2), to_keys, to_values,
             slope, weights, parts, **self.constants(bias, tables), SPREAD=not ordered, KEEP=keep,
+            K_LEARN=keys_learn, V_LEARN=values_learn,
         )  # fmt: skip
         if ordered:
-            sums = self.spread(slope, weights, asked, grad)
+            sums = self.spread(slope, weights, asked, grad, learn)
         return _join(parts, None, self.reads)[0], slope, sums
 
-    def spread(self, slope: Tensor, weights: Tensor, asked: Tensor, grad: Tensor) -> list[Tensor]:
+    def spread(
+        self, slope: Tensor, weights: Tensor, asked: Tensor, grad: Tensor, learn: Sequence[bool]
+    ) -> list[Tensor | None]:
         """Gradients of the tables, added in the same order every time: a sort of the ids, kept for all layers."""
-        shared, found = self.values is None, []
+        shared, found = self.values is None, list[Tensor | None]()
         for side, key, value in ((self.keys, True, shared), (self.given, False, True))[: 1 if shared else 2]:
             for part, at in enumerate(side.rows):
+                if not learn[len(found)]:
+                    found.append(None)
+                    continue
                 order, rows = at.by_row
                 owner, first, _, chunks = rows.reads.chunks
                 parts = asked.new_empty(chunks, 1, side.dims[part])
@@ -346,6 +363,7 @@ class _Attend(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> Any:
         asked, found, logsum, *rest = ctx.saved_tensors
         bias, tables = (rest[0], rest[1:]) if ctx.biased else (None, rest)
-        for_asked, slope, sums = ctx.call.backward(asked, bias, tables, found, logsum, grad.contiguous())
-        narrow = [total.to(table.dtype) for total, table in zip(sums, tables, strict=True)]
+        learn = ctx.needs_input_grad[3:]
+        for_asked, slope, sums = ctx.call.backward(asked, bias, tables, found, logsum, grad.contiguous(), learn)
+        narrow = [None if one is None else one.to(table.dtype) for one, table in zip(sums, tables, strict=True)]
         return for_asked, slope if ctx.biased else None, None, *narrow

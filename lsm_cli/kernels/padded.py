@@ -16,6 +16,12 @@ from torch import Tensor
 from lsm_cli.kernels.ragged import Segments
 
 WASTE = 0.25  # largest share of padding in a group
+ALIGNED = 8  # widths of attention heads that fused kernels take as they are
+
+
+def head_size(width: int, heads: int) -> int:
+    """Width of each attention head so that all together hold `width`, rounded up for the fused kernels."""
+    return -(-width // (heads * ALIGNED)) * ALIGNED
 
 
 @dataclass

@@ -177,14 +177,14 @@ def backward(
     K_AT: tl.constexpr, K_DIMS: tl.constexpr, K_PADS: tl.constexpr, K_STRIDES: tl.constexpr, K_ALL: tl.constexpr,
     V_AT: tl.constexpr, V_DIMS: tl.constexpr, V_PADS: tl.constexpr, V_STRIDES: tl.constexpr, V_ALL: tl.constexpr,
     H: tl.constexpr, SHARED: tl.constexpr, BIASED: tl.constexpr, SPREAD: tl.constexpr, KEEP: tl.constexpr,
-    CHUNK: tl.constexpr, BLOCK: tl.constexpr,
+    K_LEARN: tl.constexpr, V_LEARN: tl.constexpr, CHUNK: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """One chunk of the gradients, from weights that are computed again.
 
     With α the weights and y = Σ α x: ∂/∂logit_i = α_i (⟨grad, x_i⟩ - ⟨grad, y⟩), the last being `delta` [S, H].
     Writes parts [G, H, K_ALL] of the gradient of `asked`, and if KEEP the gradient of the logits [H, total]. If SPREAD
-    the gradients of the tables are added to for_keys and for_values, in any order; else the weights [H, total] are
-    kept too, for `spread`.
+    the gradients of the tables that LEARN are added to for_keys and for_values, in any order; else the weights
+    [H, total] are kept too, for `spread`.
     """
     sample, start, low, high = _chunk(owner, first, begin, until, CHUNK)
     move = tl.load(lies + sample) - start
@@ -221,23 +221,25 @@ def backward(
         sums = _added(sums, ones, slopes, rows, marks, K_PADS)
         if SPREAD:
             for part in tl.static_range(len(keys)):
-                row = tl.zeros([BLOCK, K_PADS[part]], tl.float32)
-                for head in tl.static_range(H):
-                    own = _own(asked_line + head * K_ALL, K_AT[part], K_DIMS[part], K_PADS[part])
-                    row += slopes[head][:, None] * own[None, :]
-                    if SHARED:
-                        own = _own(grad_line + head * V_ALL, V_AT[part], V_DIMS[part], V_PADS[part])
-                        row += alphas[head][:, None] * own[None, :]
-                to, kept = _where(at[part], inside, K_DIMS[part], K_PADS[part], K_DIMS[part])
-                tl.atomic_add(for_keys[part] + to, row, mask=kept, sem="relaxed")
+                if K_LEARN[part]:
+                    row = tl.zeros([BLOCK, K_PADS[part]], tl.float32)
+                    for head in tl.static_range(H):
+                        own = _own(asked_line + head * K_ALL, K_AT[part], K_DIMS[part], K_PADS[part])
+                        row += slopes[head][:, None] * own[None, :]
+                        if SHARED:
+                            own = _own(grad_line + head * V_ALL, V_AT[part], V_DIMS[part], V_PADS[part])
+                            row += alphas[head][:, None] * own[None, :]
+                    to, kept = _where(at[part], inside, K_DIMS[part], K_PADS[part], K_DIMS[part])
+                    tl.atomic_add(for_keys[part] + to, row, mask=kept, sem="relaxed")
             if not SHARED:
                 for part in tl.static_range(len(values)):
-                    row = tl.zeros([BLOCK, V_PADS[part]], tl.float32)
-                    for head in tl.static_range(H):
-                        own = _own(grad_line + head * V_ALL, V_AT[part], V_DIMS[part], V_PADS[part])
-                        row += alphas[head][:, None] * own[None, :]
-                    to, kept = _where(v_at[part], inside, V_DIMS[part], V_PADS[part], V_DIMS[part])
-                    tl.atomic_add(for_values[part] + to, row, mask=kept, sem="relaxed")
+                    if V_LEARN[part]:
+                        row = tl.zeros([BLOCK, V_PADS[part]], tl.float32)
+                        for head in tl.static_range(H):
+                            own = _own(grad_line + head * V_ALL, V_AT[part], V_DIMS[part], V_PADS[part])
+                            row += alphas[head][:, None] * own[None, :]
+                        to, kept = _where(v_at[part], inside, V_DIMS[part], V_PADS[part], V_DIMS[part])
+                        tl.atomic_add(for_values[part] + to, row, mask=kept, sem="relaxed")
         low += BLOCK
     _store(parts, sums, ones, K_AT, K_DIMS, K_PADS, K_ALL)
 

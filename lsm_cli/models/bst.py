@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lsm_cli.kernels.padded import Layout
+from lsm_cli.kernels.padded import Layout, head_size
 from lsm_cli.models.history import History
 
 
@@ -49,7 +49,7 @@ class Block(nn.Module):
 
     def __init__(self, width: int, heads: int, dropout: float) -> None:
         super().__init__()
-        self.heads, size = heads, -(-width // heads)
+        self.heads, size = heads, head_size(width, heads)
         self.project = nn.Linear(width, 3 * heads * size, bias=False)
         self.mix = nn.Linear(heads * size, width, bias=False)
         self.network = nn.Sequential(nn.Linear(width, width), nn.LeakyReLU(), nn.Linear(width, width))

@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lsm_cli.kernels.padded import head_size
+
 
 class Encoder(nn.Module):
     """Causal self-attention over the behaviours, oldest first; nothing sees what comes after it.
@@ -44,7 +46,7 @@ class Layer(nn.Module):
 
     def __init__(self, width: int, heads: int, dropout: float) -> None:
         super().__init__()
-        self.heads, size = heads, -(-width // heads)
+        self.heads, size = heads, head_size(width, heads)
         self.project = nn.Linear(width, 3 * heads * size, bias=False)
         self.mix = nn.Linear(heads * size, width, bias=False)
         self.network = nn.Sequential(

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import optuna
 import torch
+from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import Trial
 
 from lsm_cli.data.store import Store
@@ -48,9 +49,12 @@ def perform(tuning: Tuning, trial: Trial, store: Store, stop: Callable[[], bool]
         with tuning.beating(trial):
             _perform(tuning, trial, store, stop)
         tidy(tuning)
+    except UpdateFinishedTrialError:  # this process was silent for so long that another has run the trial
+        tuning.notes.append(f"trial {trial.number}: another process has ended it meanwhile")
     except BaseException:
         with suppress(Exception):  # a storage that is away; the trial is found again by its process being gone
-            tuning.give_back(trial._trial_id)
+            if tuning.owns(trial._trial_id):
+                tuning.give_back(trial._trial_id)
         raise
     finally:
         if torch.cuda.is_available():  # the next trial may need every byte
@@ -92,7 +96,7 @@ def _train(
             return
         if validation not in trial.storage.get_trial(trial._trial_id).intermediate_values:
             trial.report(abs(line["metric"]), validation)
-        if trial.should_prune():
+        if trial.should_prune() and "origin" not in trial.user_attrs:  # what all are compared with runs to its end
             trial.set_user_attr("pruned", validation)
             raise optuna.TrialPruned
 
@@ -103,7 +107,12 @@ def _train(
         except InputError as error:
             shutil.rmtree(run.path, ignore_errors=True)
             return tuning.refuse(trial, str(error))
-        trainer.fit()
+        ended: dict[str, Any] | None = None
+        try:
+            trainer.fit()
+            ended = {"parameters": parameters(trainer.model)}
+        finally:
+            trainer.tracking.finish(ended)
         found = judged(trainer, plan.recipe.train.metric)
         found["memory"] = peak_memory(setup.compute.device)
         values = [found[objective.name] for objective in plan.objectives]

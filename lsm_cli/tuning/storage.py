@@ -12,6 +12,8 @@ import os
 import re
 import time
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -119,6 +121,21 @@ def connect(url: str) -> BaseStorage:
         raise
 
 
+@contextmanager
+def reached(url: str) -> Iterator[None]:
+    """Say in one sentence that a storage went away, or that its disk is full, while a study ran."""
+    try:
+        yield
+    except Exception as error:
+        away = isinstance(error, OSError | optuna.exceptions.StorageInternalError)
+        if not away and not type(error).__module__.startswith("sqlalchemy"):
+            raise
+        raise LsmError(
+            f"{hidden(url)}: the study could not be read or written ({_first_line(error)}); when that is mended, go on "
+            "with the same command"
+        ) from None
+
+
 def _one_writer(engine: Any) -> None:
     """Let a transaction of SQLite hold the database from its first look, as it knows no `SELECT … FOR UPDATE`: else two
     workers may both find a trial waiting, and both take it.
@@ -151,6 +168,7 @@ def _database(url: str, more: dict[str, Any], attempts: int = 5) -> RDBStorage:
 
 def _first_line(error: BaseException) -> str:
     """One line of a driver's message; SQLAlchemy puts the driver's class in front."""
+    error = error.__cause__ or error
     cause = getattr(error, "orig", None) or error
     return str(cause).strip().splitlines()[0] if str(cause).strip() else type(error).__name__
 

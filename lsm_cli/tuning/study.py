@@ -207,6 +207,10 @@ class Tuning:
             ended.set()
             thread.join()
 
+    def owns(self, trial_id: int) -> bool:
+        """Whether a trial still bears this process's signature."""
+        return self._storage.get_trial(trial_id).user_attrs.get("owner") == vars(self.me)
+
     def give_back(self, trial_id: int) -> None:
         """Queue a trial again that was not finished; unsigned, so that its next owner is not taken for its last."""
         with suppress(UpdateFinishedTrialError):

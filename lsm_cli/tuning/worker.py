@@ -22,6 +22,7 @@ from lsm_cli.data.store import Store
 from lsm_cli.engine.run import NotWrittenError
 from lsm_cli.engine.train import InterruptedRunError
 from lsm_cli.errors import LsmError
+from lsm_cli.tuning import storage
 from lsm_cli.tuning.objective import perform
 from lsm_cli.tuning.plan import Plan
 from lsm_cli.tuning.study import Tuning
@@ -90,7 +91,8 @@ def main() -> None:
         folder = Path(job.folder)
         tuning = Tuning(Plan.load(folder), folder, job.url, job.total)
         tuning.begun = datetime.fromisoformat(job.begun)
-        work(tuning, Store.open(Path(job.data)), stop, once=job.once)
+        with storage.reached(job.url):
+            work(tuning, Store.open(Path(job.data)), stop, once=job.once)
     except LsmError as error:
         print(json.dumps({"error": str(error), "exit_code": error.exit_code}), flush=True)
         sys.exit(1)

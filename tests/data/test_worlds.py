@@ -77,9 +77,14 @@ def slow_sum(kernel: Kernel, target: Target, world: Drawn, row: int) -> float:
     past = [int(i) for i in np.flatnonzero((events.user == requests.user[row]) & (events.time < now))]
     wanted = visible_field(kernel.match, requests, row, 0, spec)
     total, weights = 0.0, 0.0
+
+    def counts(i: int) -> bool:
+        domain = int(events.domain[i])
+        return visible_field(kernel.match, events, i, domain, spec) == wanted and DOMAINS[domain] in kernel.domains
+
     for i in past:
         domain = int(events.domain[i])
-        if visible_field(kernel.match, events, i, domain, spec) != wanted or DOMAINS[domain] not in kernel.domains:
+        if not counts(i):
             continue
         age = (now - events.time[i]) / DAY
         weight = 2 ** (-age / kernel.half_life)
@@ -92,7 +97,7 @@ def slow_sum(kernel: Kernel, target: Target, world: Drawn, row: int) -> float:
         if not kernel.through:
             total += weight * target.strength[ACTIONS[events.action[i]]]
         elif events.channel[i] != NONE:
-            there = [k for k in past if k != i and events.channel[k] == events.channel[i]]
+            there = [k for k in past if events.channel[k] == events.channel[i] and not counts(k)]
             total += weight * sum(target.strength[ACTIONS[events.action[k]]] for k in there)
             weights += weight
     return total / weights if weights else total

@@ -5,14 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 
 from lsm_cli import recipe as recipes
 from lsm_cli.data.store import Store
 from lsm_cli.engine.evaluate import evaluate
-from lsm_cli.engine.retrieval import Catalogue, retrieve
 from lsm_cli.engine.run import RunFolder
 from lsm_cli.engine.setup import Setup
-from lsm_cli.engine.train import Trainer
+from lsm_cli.engine.train import InterruptedRunError, Trainer
+from lsm_cli.judging.retrieval import Catalogue, retrieve
 from tests.small import write_store
 
 SMALL = ["train.batch_size=32", "train.threads=1", "model.max_len=10", "model.hidden=[16]", "model.dim=8"]
@@ -62,3 +63,24 @@ def test_the_softmax_makes_for_recall(planted: Path, tmp_path: Path) -> None:
         for trainer in (without, with_it)
     )
     assert high > low
+
+
+@pytest.mark.parametrize(
+    ("recipe", "overrides"), [("hstu", ["model.dropout=0.2"]), ("sasrec", ["train.softmax=1", "model.dropout=0.2"])]
+)
+def test_a_stopped_run_goes_on_to_the_bit(small_store: Path, tmp_path: Path, recipe: str, overrides: list[str]) -> None:
+    overrides = [*overrides, "train.epochs=2", "train.batch_size=64"]
+    whole = trained(small_store, tmp_path / "whole", recipe, *overrides)
+    store, options = Store.open(small_store), recipes.load(recipe, [*SMALL, *overrides])
+    run = RunFolder.start(tmp_path / "cut", options, store, resume=False)
+    setup = Setup.of(options, store)
+    cut = Trainer(setup, run)
+    cut.stop = lambda: cut.at.step == 7
+    with pytest.raises(InterruptedRunError):
+        cut.fit()
+    again = Trainer(setup, run)
+    again.fit()
+    run.close()
+    for ours, theirs in zip(again.parameters, whole.parameters, strict=True):
+        assert torch.equal(ours, theirs)
+    assert torch.equal(again.model.space.bank.tables[0].weight, whole.model.space.bank.tables[0].weight)

@@ -205,6 +205,18 @@ def test_in_a_fixed_order_the_gradients_are_the_same() -> None:
         assert torch.equal(two, three)
 
 
+def test_tables_that_do_not_learn() -> None:
+    case = Case([9, 4], [(30, 4), (20, 4)], [], heads=2)
+    fixed = case.leaves.pop(0).requires_grad_(False)
+    case.check()
+    assert fixed.grad is None
+    torch.use_deterministic_algorithms(True)
+    try:
+        case.check()
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
 def test_no_samples_and_large_logits() -> None:
     case = Case([], [(30, 4)], [])
     assert case.fused().shape == (0, 1, 4)

@@ -14,8 +14,10 @@ from hypothesis import strategies as st
 from optuna.trial import TrialState
 
 from lsm_cli import recipe as recipes
+from lsm_cli.data.store import Store
 from lsm_cli.errors import InputError, LsmError
 from lsm_cli.tuning import results, space, storage, study
+from lsm_cli.tuning.objective import perform
 from lsm_cli.tuning.plan import OBJECTIVES, Plan
 from lsm_cli.tuning.study import Process, Tuning, kind
 
@@ -235,3 +237,32 @@ def test_storages_are_told_apart_and_passwords_hidden(tmp_path: Path) -> None:
     (tmp_path / "no.db").write_text("not a database, but long enough to be taken for one" * 50)
     with pytest.raises(LsmError, match="cannot be opened"):
         storage.connect(f"sqlite:///{tmp_path}/no.db")
+
+
+def test_a_storage_that_goes_away_is_one_sentence(tmp_path: Path) -> None:
+    tuning = _tuning(tmp_path / "study", url=f"sqlite:///{tmp_path}/s.db")
+    (tmp_path / "s.db").write_bytes(b"")
+    words = r"could not be read or written \(no such table.*go on with the same command"
+    with pytest.raises(LsmError, match=words), storage.reached(tuning.url):
+        tuning.take()
+    with pytest.raises(ZeroDivisionError), storage.reached(tuning.url):
+        print(1 / 0)
+
+
+def test_a_trial_that_another_machine_has_rescued_is_left_to_it(tmp_path: Path, small_store: Path) -> None:
+    """This process slept so long that its trial was given to somebody else."""
+    tuning = _tuning(tmp_path / "study")
+    trial = tuning.take()
+    assert trial is not None
+    assert tuning.owns(trial._trial_id)
+    tuning.study._storage.set_trial_user_attr(trial._trial_id, "owner", {"host": "elsewhere", "pid": 1, "started": "1"})
+
+    def stop() -> bool:
+        raise KeyboardInterrupt
+
+    with pytest.raises((KeyboardInterrupt, InputError)):
+        perform(tuning, trial, Store.open(small_store), stop)
+    assert tuning.trials()[trial.number].state == TrialState.RUNNING, "not given back by us"
+    tuning.complete(trial, [0.7])
+    perform(tuning, trial, Store.open(small_store), lambda: False)
+    assert tuning.trials()[trial.number].values == [0.7] and "another process" in tuning.notes[-1]

@@ -227,6 +227,7 @@ def test_pruning_stops_trials_between_validations(small_store: Path, tmp_path: P
         assert 1 <= lines <= 3
     pruned = [trial for trial in trials(out) if trial.state == TrialState.PRUNED]
     assert min(len(trial.intermediate_values) for trial in pruned) < 3
+    assert value["baseline"]["trial"] == 0, "what the others are compared with is trained to its end"
 
 
 def test_several_objectives_give_the_pareto_set(small_store: Path, tmp_path: Path) -> None:

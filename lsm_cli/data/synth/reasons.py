@@ -52,8 +52,8 @@ def _through(
 ) -> np.ndarray:
     """Σ_i weight_i / Σ weight · Σ_k strength(action_k): [requests].
 
-    i runs over the matching behaviours (pairs `row`, `index`) that have a channel, k over all others in the channel of
-    i, strictly before the request.
+    i runs over the matching behaviours (pairs `row`, `index`) that have a channel, k over those in the channel of i
+    that do not match, strictly before the request.
     """
     known = events.channel[index] != NONE
     row, index, weight = row[known], index[known], weight[known]
@@ -68,7 +68,8 @@ def _through(
     key = (requests.user[row] * channels + events.channel[index]) * CLOCK
     low = np.searchsorted(packed, key, side="left")
     high = np.searchsorted(packed, key + requests.time[row], side="left")
-    others = said[high] - said[low] - strength[events.action[index]]
+    place = row * channels + events.channel[index]
+    others = said[high] - said[low] - np.bincount(place, strength[events.action[index]])[place]
     return np.bincount(row, share * others, len(requests.user))
 
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from lsm_cli.data.synth.reasons import draw_meanings, history_logit, history_sums
-from lsm_cli.data.synth.rows import CLOCK, CODE, DOMAINS, NONE, Events, Requests
+from lsm_cli.data.synth.rows import CLOCK, CODE, DOMAINS, NONE, Events, Requests, ancestor
 from lsm_cli.data.synth.worlds import DAY, Target, World
 
 if TYPE_CHECKING:
@@ -162,7 +162,9 @@ def _behaviours(
     scenario = rng.integers(0, 3, size)  # content scenarios are a matter of the files, unless the world shares them
     channel = np.full(size, NONE)
     if world.channels:
-        channel = np.where(is_ad, NONE, (domain * 7919 + item * 104_729) % 1_000_003 % world.channels)
+        # every user meets a segment in one channel
+        segment = ancestor(leaf, 2, world.branching)
+        channel = np.where(is_ad, NONE, (user * 7919 + segment * 104_729) % 1_000_003 % world.channels)
     order = np.lexsort((time, user))
     return Events(user, time, domain, scenario, action, item, brand, leaf, channel).take(order)
 

@@ -11,7 +11,7 @@ therefore a `World` value: another planted cause is another list of kernels, not
     rhythm    multiply each term by ((1 + cos(2π (t − t_i) / rhythm)) / 2)²
     meaning   multiply each term by M[value of the behaviour's field, value of the ad's], a hidden table of both signs
     through   let the behaviours i only point: S_j = Σ_i w_i / Σ w · Σ_k strength(action_k), w_i = 2^(−(t − t_i) /
-              half_life_j), where k runs over all other behaviours before t in the channel of i
+              half_life_j), where k runs over the behaviours before t in the channel of i that do not match
 
 The worlds with a planted cause are small, and frequent and simple in everything but their cause, so that what an idea
 is worth there can be measured in minutes (`benchmarks/worlds.py`).
@@ -194,16 +194,16 @@ WORLDS = {
         ),
         _planted(
             "third_order",
-            "Clicks follow what users like in the channel in which they last met the ad's segment.",
+            "Clicks follow what users like of other things in the channel where they meet the ad's segment.",
             _target(
                 "click",
                 0.35,
-                Kernel("any", 0.3, 10.0, CONTENT),
-                Kernel("category2", 1.5, 0.7, CONTENT),
-                Kernel("category2", 2.5, 0.7, CONTENT, through="channel"),
+                Kernel("any", 0.3, 1000.0, CONTENT),
+                Kernel("category2", 0.5, 1000.0, CONTENT),
+                Kernel("category2", 2.5, 1000.0, CONTENT, through="channel"),
                 strength=MOOD,
             ),
-            channels=4,
+            channels=3,
             explicit=0.5,
             focus=1.0,
         ),

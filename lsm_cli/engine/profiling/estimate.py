@@ -48,12 +48,13 @@ def estimate(setup: Setup, phase: Phase) -> dict[str, Any]:
     for space in work.model.spaces:
         dim, names = space.dim, space.bank.names
         state = 4 if setup.recipe.train.table_optimizer == "adagrad" else 8 * dim + 4
+        wide = 2 if setup.recipe.train.table_dtype == "bf16" else 4
         a_row = (12 if training else 4) * dim + 8  # values, their gradient, their step; the row's number
         scratch = 4 if setup.compute.device.type == "cpu" else 0
         for field, small in zip(setup.fields, few, strict=True):
             if field.name in names:
-                tables += field.rows * (4 * dim + state)
-                peak += (field.rows - small.rows) * (4 * dim + state + scratch)
+                tables += field.rows * (wide * dim + state)
+                peak += (field.rows - small.rows) * (wide * dim + state + scratch)
                 peak += touched[field.name] * a_row
                 moved += touched[field.name] * (8 * dim if not training else 24 * dim)
     items = getattr(work.model, "items", None)

@@ -13,7 +13,6 @@ import numpy as np
 from lsm_cli.data.store import Store
 from lsm_cli.engine import metrics
 from lsm_cli.engine.calibration import curve
-from lsm_cli.engine.compare import compare
 from lsm_cli.engine.device import peak_memory
 from lsm_cli.engine.evaluate import score
 from lsm_cli.engine.feed import Feed
@@ -21,6 +20,7 @@ from lsm_cli.engine.run import RunFolder
 from lsm_cli.engine.setup import Setup, parameters
 from lsm_cli.engine.slices import Slices
 from lsm_cli.errors import InputError
+from lsm_cli.judging.compare import compare
 from lsm_cli.models.scorer import Scorer
 from lsm_cli.report.console import Progress
 

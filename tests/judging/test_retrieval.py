@@ -13,11 +13,11 @@ from typer.testing import CliRunner, Result
 
 from lsm_cli import recipe as recipes
 from lsm_cli.data.store import Store
-from lsm_cli.engine import retrieval, vectors
 from lsm_cli.engine.feed import Feed
-from lsm_cli.engine.retrieval import CUTS, Catalogue, item_vectors, retrieve
 from lsm_cli.engine.setup import Setup
 from lsm_cli.errors import InputError, LsmError
+from lsm_cli.judging import retrieval, vectors
+from lsm_cli.judging.retrieval import CUTS, Catalogue, item_vectors, retrieve
 from lsm_cli.main import app
 from lsm_cli.models.two_tower import TwoTower
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from sklearn.metrics import roc_auc_score
 
 from lsm_cli.engine import metrics
-from lsm_cli.engine.compare import METRICS, Difference, Resampling, compare, interval, placements
+from lsm_cli.judging.compare import METRICS, Difference, Resampling, compare, interval, placements
 
 
 def sample(

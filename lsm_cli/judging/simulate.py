@@ -21,13 +21,13 @@ from lsm_cli.data.synth.slates import candidates
 from lsm_cli.data.synth.world import Drawn, chances, past, rounds, trace
 from lsm_cli.data.synth.worlds import DAY
 from lsm_cli.data.views import Grown
-from lsm_cli.engine.compare import Difference, Resampling
-from lsm_cli.engine.contenders import Contender
 from lsm_cli.engine.evaluate import score
 from lsm_cli.engine.feed import Feed
-from lsm_cli.engine.gmv import lift
 from lsm_cli.engine.setup import Setup
 from lsm_cli.errors import InputError
+from lsm_cli.judging.compare import Difference, Resampling
+from lsm_cli.judging.contenders import Contender
+from lsm_cli.judging.gmv import lift
 from lsm_cli.report.console import Progress, Silent
 
 SPLIT = "test"

@@ -15,7 +15,9 @@ from typer.testing import CliRunner
 from lsm_cli import recipe as recipes
 from lsm_cli.commands.attention import marginals
 from lsm_cli.data.store import Store
-from lsm_cli.engine.attention import (
+from lsm_cli.engine.feed import Feed
+from lsm_cli.engine.setup import Setup
+from lsm_cli.judging.attention import (
     AGES,
     RANKS,
     Attention,
@@ -27,8 +29,6 @@ from lsm_cli.engine.attention import (
     rank_bucket,
     rank_names,
 )  # fmt: skip
-from lsm_cli.engine.feed import Feed
-from lsm_cli.engine.setup import Setup
 from lsm_cli.main import app
 
 SMALL = ["train.threads=1", "train.epochs=1", "model.max_len=20", "model.hidden=[16]"]

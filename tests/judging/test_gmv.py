@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from sklearn.metrics import roc_auc_score
 
 from lsm_cli.data.store import Store
-from lsm_cli.engine.gmv import Requests, paid_target, replay, snips, value_auc
+from lsm_cli.judging.gmv import Requests, paid_target, replay, snips, value_auc
 
 
 def slates(requests: int, size: int) -> Requests:

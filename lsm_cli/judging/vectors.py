@@ -20,9 +20,9 @@ import numpy as np
 
 from lsm_cli.data.aside import hold, ours, remove
 from lsm_cli.engine.feed import Feed
-from lsm_cli.engine.retrieval import Catalogue, item_vectors, user_vectors
 from lsm_cli.engine.setup import Setup
 from lsm_cli.errors import InputError, LsmError
+from lsm_cli.judging.retrieval import Catalogue, item_vectors, user_vectors
 from lsm_cli.models.two_tower import TwoTower
 from lsm_cli.report.console import Progress, Silent
 
