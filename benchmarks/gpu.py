@@ -2,6 +2,7 @@
 
     python benchmarks/gpu.py [--data STORE]
     python benchmarks/gpu.py --tiny                    # no GPU: by Triton's interpreter, to see that it runs
+    python benchmarks/gpu.py --cpu --lengths 256       # the steps alone, by the CPU's own kernels, one thread
 
 steps       training and inference of stacked_tin at every length, the same batches, already on the device, for all:
             this engine's kernels, and `padded.PaddedModel` with nn.Embedding and Adam, eager, in fp32 and in bf16.
@@ -10,8 +11,8 @@ attention   the fused kernels alone, at several shapes and tunings: time over th
             take at the copy bandwidth measured beside.
 precision   test AUC of runs on STORE in fp32, in bf16, and with bf16 tables: only with --data.
 
-Times are medians of rounds in which everything compared takes turns. Results go to benchmarks/results/gpu.json, of
---tiny to build/gpu_tiny.json: its times say nothing.
+Times are medians of rounds in which everything compared takes turns. Results go to benchmarks/results/gpu.json, or
+padded_cpu.json with --cpu; of --tiny to build/gpu_tiny.json: its times say nothing.
 """
 
 from __future__ import annotations
@@ -279,6 +280,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=8)
     parser.add_argument("--epochs", type=int, default=1)
     parser.add_argument("--tiny", action="store_true")
+    parser.add_argument("--cpu", action="store_true")
     parser.add_argument("--result", type=Path)
     options = parser.parse_args()
     options.precisions, options.kernels, options.users = ["fp32", "bf16"], ["triton", "compiled", "eager"], 2_000
@@ -291,13 +293,22 @@ def main() -> None:
         options.rounds, options.repeats, options.precisions, options.kernels = 1, 1, ["fp32"], ["triton", "eager"]
         options.shapes, options.behaviours, options.table, options.copy = [(2, 8, 1, 40)], 80, 200, 1 << 20
         options.tunings = [(512, 8192, 4), (16, 512, 4)]
-    elif DEVICE != "cuda":
-        parser.error("no CUDA device; --tiny runs small sizes through Triton's interpreter")
-    result = options.result or (Path("build/gpu_tiny.json") if options.tiny else HERE / "results/gpu.json")
+    elif options.cpu:
+        options.precisions, options.kernels, options.shapes = ["fp32"], ["auto", "eager"], []
+        torch.set_num_threads(1)
+    if DEVICE == "cuda" and (options.tiny or options.cpu):
+        parser.error("--tiny and --cpu are for machines without a GPU; set CUDA_VISIBLE_DEVICES= to hide it")
+    if DEVICE != "cuda" and not (options.tiny or options.cpu):
+        parser.error(
+            "no CUDA device; --tiny runs small sizes through Triton's interpreter, --cpu the CPU's own kernels"
+        )
+    default = HERE / "results" / ("padded_cpu.json" if options.cpu else "gpu.json")
+    result = options.result or (Path("build/gpu_tiny.json") if options.tiny else default)
     report: dict[str, Any] = {
         "command": f"python benchmarks/gpu.py {' '.join(sys.argv[1:])}".strip(),
         "machine": {
-            "device": torch.cuda.get_device_name() if DEVICE == "cuda" else "CPU, Triton's interpreter",
+            "device": torch.cuda.get_device_name() if DEVICE == "cuda" else f"CPU{', interpreter' * options.tiny}",
+            "cpus": os.cpu_count(), "load": round(os.getloadavg()[0], 1),
             "torch": torch.__version__, "python": platform.python_version(),
         },
         "batch": options.batch, "rows": options.rows,
@@ -306,8 +317,9 @@ def main() -> None:
     columns = ["length", "precision", "phase", *(f"{name} ms" for name in names), *(f"{name} times" for name in names)]
     print("| " + " | ".join(columns) + " |\n" + "|---" * len(columns) + "|")
     report["steps"] = {length: steps(length, options) for length in options.lengths}
-    print("\n| fields | heads | length | tables | time / least | tuning |\n|---|---|---|---|---|---|")
-    report["attention"] = attention(options)
+    if options.shapes:
+        print("\n| fields | heads | length | tables | time / least | tuning |\n|---|---|---|---|---|---|")
+        report["attention"] = attention(options)
     if options.data:
         print("\n| precision | test AUC |\n|---|---|")
         report["precision"] = precision(options.data, options)

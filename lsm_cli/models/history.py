@@ -104,8 +104,8 @@ class History:
                 for_fields = torch.cat([columns[place] for place in places] or [for_fields[..., :0]], 2)
             bias = None
             if any(head.bias is not None for head in heads):
-                nothing = query.new_zeros(self.segments.total)
-                bias = torch.stack([nothing if head.bias is None else head.bias for head in heads])
+                nothing = torch.zeros(self.segments.total, device=query.device)
+                bias = torch.stack([nothing if head.bias is None else ragged.full(head.bias) for head in heads])
             values = None if keys is self else self.side
             found.append(fused.attend(side, for_fields, asked, self.segments.reads, bias, values).flatten(1))
         return torch.cat(found, 1)
