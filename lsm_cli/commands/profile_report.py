@@ -9,6 +9,8 @@ from lsm_cli.recipe import Recipe
 from lsm_cli.report import html
 from lsm_cli.report.console import Console, count, size
 
+CACHED = "moved: by every operation, from memory or from a cache; possible: a large copy, a large product, measured now"
+
 
 def show(console: Console, found: dict[str, Any]) -> None:
     """Tables on stdout: speed, parts, memory, roofline, sweep, ablation."""
@@ -16,7 +18,7 @@ def show(console: Console, found: dict[str, Any]) -> None:
     console.table("Where a step's time goes", ["part", "ms", "share", ""], _parts(found), _spread(found))
     held = found["memory"]
     console.table("Memory of the heaviest step", ["", "", "share"], _memory(held), _heaviest(held))
-    console.table("Against the device", ["", "reached", "possible", "share"], _roof(found["roofline"]))
+    console.table("Against the device", ["", "reached", "possible", "share"], _roof(found["roofline"]), note=CACHED)
     if "sweep" in found:
         console.table("Sweep", *_sweep(found["sweep"]))
     if "ablation_detail" in found:
@@ -63,6 +65,7 @@ def page(found: dict[str, Any], recipe: Recipe) -> str:
         at = {f"{recipe.name}, {found['phase']}": (roof["flops_per_byte"], rate)}
         made.roofline("Roofline", roof["bandwidth"], roof["peak_flops"], at)
     made.table("Against the device", ["", "reached", "possible", "share"], _roof(roof))
+    made.note(CACHED)
     if "sweep" in found:
         _scaling(made, found["sweep"])
     if "ablation_detail" in found:
