@@ -20,7 +20,7 @@ demo: .venv/installed
 	$(BIN)/lsm eval $(DEMO)/runs/stacked_tin --shuffle-history
 
 test: .venv/installed lint
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
 
 lint: .venv/installed
 	$(BIN)/ruff check .
