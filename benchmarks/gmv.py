@@ -17,12 +17,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from lsm_cli.judging.simulate import SPLIT, Outcome, Simulation
 
 from lsm_cli.data.store import Store
 from lsm_cli.data.synth.again import redraw
 from lsm_cli.judging.contenders import Contender
 from lsm_cli.judging.gmv import worth
+from lsm_cli.judging.simulate import SPLIT, Outcome, Simulation
 
 LSM = [sys.executable, "-m", "lsm_cli.main"]
 RECIPES = ("dnn", "mean_pool", "tin")

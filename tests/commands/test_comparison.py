@@ -10,11 +10,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from lsm_cli.judging.simulate import Round, Simulation
 from typer.testing import CliRunner, Result
 
 from lsm_cli.data.store import Store
 from lsm_cli.data.synth.again import redraw
+from lsm_cli.judging.simulate import Round, Simulation
 from lsm_cli.main import app
 
 SMALL = [
