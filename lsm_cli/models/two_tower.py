@@ -39,7 +39,10 @@ class TwoTower(Scorer):
 
     With `train.softmax` the loss adds, for each positive, a softmax of ⟨z^τ, v⟩ over the candidates of the batch, each
     corrected by the logarithm of its share among all candidates (Yi et al., RecSys'19, §3): then exp ⟨z^τ, v⟩ goes with
-    the probability of the item among all, not only among those shown.
+    the probability of the item among all, not only among those shown. One seed, last 30, width 8, weight 1 against 0:
+    recall@10 .104 / .017 and GAUC .548 / .534 on retail (1 epoch); on the base world of 1,200 users recall@10 .20 / .01
+    (click) and .33 / .08 (order), GAUC .678 / .635 and .666 / .701 (3 epochs). It is on in the recipe: recall is what
+    two towers are for.
 
     Written out: the behaviours, [b, length, width], one group of similar lengths after the other, once or, with own
     encodings, once per target.
