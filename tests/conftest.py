@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -7,6 +8,8 @@ import torch
 
 from lsm_cli.data.building.orders import add_orders
 from tests.small import write_store
+
+os.environ.pop("COLUMNS", None)  # set in the workers of a parallel run; tables would be folded to it
 
 torch.set_num_threads(1)  # small tensors: threads only add noise
 
