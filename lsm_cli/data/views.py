@@ -7,6 +7,7 @@ whoever reads it, it is a store that was built so; candidates, labels and point-
 from __future__ import annotations
 
 import difflib
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 
 import numpy as np
@@ -17,7 +18,7 @@ from lsm_cli.data.store import Samples, Store
 from lsm_cli.errors import InputError
 
 
-class View(Store):
+class View(Store, ABC):
     """Other behaviours behind the same samples.
 
     Args:
@@ -42,8 +43,9 @@ class View(Store):
     def events(self) -> int:
         return int(self.offsets[-1])
 
+    @abstractmethod
     def _ends(self, samples: Samples) -> np.ndarray:
-        raise NotImplementedError
+        """Exclusive pointers of the samples into what is seen: int64 [samples]."""
 
 
 class Hidden(View):
