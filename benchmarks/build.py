@@ -229,7 +229,7 @@ def measure(tool: str, logs: Path, work: Path, memory: str) -> dict[str, float]:
 
 def compare_index(options: argparse.Namespace) -> dict[str, Any]:
     """Builds with and without the index in turn; then each order, and those of the category levels together."""
-    from lsm_cli.data.building.orders import event_readers, write_orders
+    from lsm_cli.data.building.orders import shared_readers, write_orders
     from lsm_cli.data.building.workspace import Workspace
     from lsm_cli.data.store import Store
 
@@ -244,7 +244,7 @@ def compare_index(options: argparse.Namespace) -> dict[str, Any]:
     }
     run_lsm(logs, store_path, options.memory)
     store = Store.open(store_path)
-    readers = event_readers(store_path / "events", store.index, store.ancestors)
+    readers = shared_readers(store_path / "events", store.fields.values(), store.ancestors)
     orders = {}
     for name, fields in {**{field: [field] for field in store.index}, "category levels": ORDERS}.items():
         spent = []
