@@ -388,6 +388,25 @@ def _override(raw: dict[str, Any], text: str) -> str | None:
     return None
 
 
+def split_values(text: str) -> list[str]:
+    """Values separated by commas; commas inside brackets, braces or quotes do not separate."""
+    parts, depth, quote = [""], 0, ""
+    for sign in text:
+        if quote:
+            quote = "" if sign == quote else quote
+        elif sign in "\"'":
+            quote = sign
+        elif sign in "[{":
+            depth += 1
+        elif sign in "]}":
+            depth -= 1
+        elif sign == "," and not depth:
+            parts.append("")
+            continue
+        parts[-1] += sign
+    return parts
+
+
 def _nearest(key: str) -> str:
     name = key.split(".")[-1]
     near = [known for known in KEYS if known.split(".")[-1] == name]  # the right name in the wrong section

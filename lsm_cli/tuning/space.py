@@ -29,7 +29,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from lsm_cli import recipe as recipes
 from lsm_cli.errors import InputError
-from lsm_cli.recipe import KEYS, SECTIONS, Recipe
+from lsm_cli.recipe import KEYS, SECTIONS, Recipe, split_values
 
 FIXED = {
     "train.metric": "trials are compared by it",
@@ -326,20 +326,7 @@ def _ordered(options: dict[str, Option], errors: list[str]) -> list[Option]:
 
 def _listed(text: str) -> list[Any]:
     """Comma-separated values; commas inside brackets or quotes do not separate."""
-    parts, depth, quote, start = [], 0, "", 0
-    for place, sign in enumerate(text):
-        if quote:
-            quote = "" if sign == quote else quote
-        elif sign in "\"'":
-            quote = sign
-        elif sign in "[{":
-            depth += 1
-        elif sign in "]}":
-            depth -= 1
-        elif sign == "," and not depth:
-            parts.append(text[start:place])
-            start = place + 1
-    return [_value(part.strip()) for part in (*parts, text[start:])]
+    return [_value(part.strip()) for part in split_values(text)]
 
 
 def _value(text: str) -> Any:

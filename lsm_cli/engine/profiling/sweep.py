@@ -19,7 +19,7 @@ def axes(texts: Iterable[str]) -> dict[str, list[str]]:
     found: dict[str, list[str]] = {}
     for text in texts:
         key, equals, values = text.partition("=")
-        parts = [value.strip() for value in _split(values)]
+        parts = [value.strip() for value in recipes.split_values(values)]
         if not equals or not key.strip() or not all(parts):
             raise InputError(f"--sweep {text!r} is not of the form key=v1,v2, such as model.max_len=50,200,1000")
         if key.strip() in found:
@@ -30,7 +30,7 @@ def axes(texts: Iterable[str]) -> dict[str, list[str]]:
 
 def is_axis(text: str) -> bool:
     """Whether a `key=value` override names several values."""
-    return len(_split(text.partition("=")[2])) > 1
+    return len(recipes.split_values(text.partition("=")[2])) > 1
 
 
 def combinations(name: str, overrides: list[str], swept: dict[str, list[str]]) -> list[tuple[dict[str, str], Recipe]]:
@@ -49,22 +49,3 @@ def combinations(name: str, overrides: list[str], swept: dict[str, list[str]]) -
     if errors:
         raise InputError("\n".join(dict.fromkeys(errors)))
     return found
-
-
-def _split(text: str) -> list[str]:
-    """At commas that are not inside brackets, braces or quotes."""
-    parts, depth, quote = [""], 0, ""
-    for sign in text:
-        if quote:
-            quote = "" if sign == quote else quote
-        elif sign in "\"'":
-            quote = sign
-        elif sign in "[{":
-            depth += 1
-        elif sign in "]}":
-            depth -= 1
-        elif sign == "," and not depth:
-            parts.append("")
-            continue
-        parts[-1] += sign
-    return parts
