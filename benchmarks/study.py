@@ -1,6 +1,10 @@
 """A real study: variants of TIN on one store, two workers, killed with `kill -9` in the middle and resumed by the same
 command; then the best recipe against the shipped one on the test samples, which the study never looked at.
 
+The space holds what the reader is (TIN or stacked, shared or own heads, decoupled attention), how far it looks (the
+last behaviours, or a search of the whole history) and the rates. Because searching alone can decide such a study, the
+best trial that sees no more than the shipped recipe does is tested too.
+
     lsm build-sequences benchmarks/datasets/retail.toml --root ../shared/data/retail --out stores/retail
     python benchmarks/study.py --data stores/retail --out benchmarks/results/study.json
 
@@ -26,10 +30,18 @@ from typing import Any
 
 from accuracy import LSM, call
 
+from lsm_cli.tuning.plan import PLAN, Plan
+from lsm_cli.tuning.results import ranked, recipe_of
+
 SPACE = {
     "model.sequence": "tin,stacked_tin",
     "model.layers": "2:4 when model.sequence=stacked_tin",
+    "model.heads": "[],auto",
     "model.attention_dim": "0,4,8",
+    "search.method": "none,hard",
+    "search.top_k": "20,50,100 when search.method=hard",
+    "model.evidence_from": "history when search.method=hard",
+    "model.max_len": "50,100,200 when search.method=none",
     "model.dim": "8,16,32",
     "model.hidden": "[64],[128],[256],[256,128]",
     "model.dropout": "0:0.3",
@@ -39,8 +51,8 @@ SPACE = {
 CHARTS = ("report.html", "history.png", "parallel.png", "importances.png")
 
 
-def states(journal: Path) -> list[tuple[int, str]]:
-    """(number, state) of every trial."""
+def trials_of(journal: Path) -> list[Any]:
+    """Every trial of the study, as Optuna holds it."""
     import optuna
     from optuna.storages.journal import JournalFileBackend
 
@@ -48,8 +60,24 @@ def states(journal: Path) -> list[tuple[int, str]]:
         return []
     held = optuna.storages.JournalStorage(JournalFileBackend(str(journal)))
     studies = optuna.study.get_all_study_names(held)
-    trials = optuna.load_study(study_name=studies[0], storage=held).get_trials(deepcopy=False) if studies else []
-    return [(trial.number, trial.state.name) for trial in trials]
+    return optuna.load_study(study_name=studies[0], storage=held).get_trials(deepcopy=False) if studies else []
+
+
+def states(journal: Path) -> list[tuple[int, str]]:
+    """(number, state) of every trial."""
+    return [(trial.number, trial.state.name) for trial in trials_of(journal)]
+
+
+def best_without_search(study: Path) -> Path | None:
+    """A recipe file of the best complete trial that reads the last behaviours only, or None if there is none."""
+    plan = Plan.of_json(json.loads((study / PLAN).read_text()), str(study / PLAN))
+    for trial in ranked(plan, trials_of(study / "journal.log")):
+        recipe = recipe_of(plan, trial)
+        if recipe.search.method == "none":
+            file = study / "best_without_search.toml"
+            file.write_text(recipe.to_toml())
+            return file
+    return None
 
 
 def finished(journal: Path) -> list[int]:
@@ -128,10 +156,10 @@ def main() -> None:
             if (arguments.study / name).exists():
                 shutil.copy(arguments.study / name, arguments.out.with_name(f"{arguments.out.stem}_{name}"))
     tested = state.setdefault("test", {})
-    for name, recipe, own in (
-        (arguments.recipe, arguments.recipe, options),
-        ("best.toml", str(arguments.study / "best.toml"), []),
-    ):
+    recipes = [(arguments.recipe, arguments.recipe, options), ("best.toml", str(arguments.study / "best.toml"), [])]
+    if (alike := best_without_search(arguments.study)) is not None:
+        recipes.append((alike.name, str(alike), []))
+    for name, recipe, own in recipes:
         for seed in arguments.seeds:
             entry = tested.setdefault(name, {})
             if str(seed) not in entry:
