@@ -3,8 +3,8 @@
     python benchmarks/tables.py            # rewrite them
     python benchmarks/tables.py --check    # exit 1 where a page and the results disagree
 
-A table stands between `<!-- table NAME -->` and `<!-- end -->`; the functions below are its NAMEs. A cell is the mean over
-the seeds; ¹ marks a single seed.
+A table stands between `<!-- table NAME -->` and `<!-- end -->`; the functions below are its NAMEs. A cell is the mean
+over the seeds; ¹ marks a single seed.
 """
 
 from __future__ import annotations
