@@ -121,10 +121,11 @@ def _plan(recipe: str, store: Store, overrides: list[str], space: list[str], wan
     errors += [f"{key} is both set and in --space; drop one of them" for key in sorted(fixed & asked)]
     origin = f"[tune] of {recipes.find(recipe)}" if table else "--space"
     if not table and not space:
-        table, origin = (
-            defaults.default(options),
-            "the default one, as the recipe has no [tune] and there is no --space",
-        )
+        origin = "the default one, as the recipe has no [tune] and there is no --space"
+        try:
+            table = defaults.default(Setup.of(options, store))
+        except InputError as error:
+            errors += [line for line in str(error).splitlines() if line not in errors]
     elif table and space:
         origin += " and --space"
     found = Space(())

@@ -91,6 +91,10 @@ def test_what_a_study_leaves(study: tuple[Path, dict[str, Any]]) -> None:
     assert value["storage"].endswith("journal.log")
     best = out / "trials" / f"{value['best']['trial']:04d}"
     assert CliRunner().invoke(app, ["eval", str(best), "--json"]).exit_code == 0, "a trial is a run"
+    listed = json.loads(CliRunner().invoke(app, ["runs", str(out), "--json"]).stdout)["runs"]
+    (same,) = [run for run in listed if run["name"] == f"trials/{best.name}"]
+    gauc = [entry["gauc"] for entry in same["metrics"].values()]
+    assert sum(gauc) / len(gauc) == pytest.approx(value["best"]["value"]) and same["peak_memory_bytes"] > 0
 
 
 def test_the_same_seed_repeats_and_another_does_not(
