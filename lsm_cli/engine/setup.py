@@ -214,7 +214,7 @@ def visible_lengths(store: Store, split: str) -> np.ndarray:
 def parameters(model: torch.nn.Module) -> int:
     """Numbers that training can change: dense parameters and table rows."""
     dense = sum(parameter.numel() for parameter in model.parameters())
-    return dense + sum(buffer.numel() for name, buffer in model.named_buffers() if name.endswith(".weight"))
+    return dense + sum(part.rows * part.dim for part in model.modules() if isinstance(part, Table))
 
 
 def _known(asked: list[str], available: list[str], key: str, store: Store) -> list[str]:
