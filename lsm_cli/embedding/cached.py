@@ -8,8 +8,8 @@ and when the whole table is asked for, as by a checkpoint; a table that is only 
 
 Rows of coming batches are brought ahead on the thread that makes batches (`expect`), on a GPU on a stream of their own.
 What must never happen there is that a row is read from its home, then brought in, moved and written back by the step
-under way, and then overwritten by what was read. So a row is only taken in if nothing was written to the home since it
-was read; one that was not taken in is brought when it is asked for.
+under way, and then overwritten by what was read. So if anything was written to the home meanwhile, rows are read once
+more, while steps wait; and rows for which there is no room are left to be brought when they are asked for.
 """
 
 from __future__ import annotations
@@ -109,11 +109,7 @@ class CachedTable(Table):
                 at = slots.to(self.weight.device, non_blocking=True)
                 return self.weight.index_select(0, at), Place(rows, slots, at)
             counts.pieces += 1
-            found = self.weight.new_empty(len(rows), self.dim)
-            for start in range(0, len(rows), self.size):
-                slots = self._present(rows[start : start + self.size], counts).to(self.weight.device)
-                found[start : start + len(slots)] = self.weight.index_select(0, slots)
-            return found, None
+            return self._through(rows, counts), None
 
     @torch.no_grad()
     def update(self, rows: Rows, optimizer: RowOptimizer, lr: float) -> None:
@@ -148,6 +144,20 @@ class CachedTable(Table):
         self.slots.use(slots)
         return slots
 
+    def _through(self, rows: Tensor, counts: Counts) -> Tensor:
+        """The values of more rows than the cache holds: those that lack pass it by, and fill what room there is."""
+        slots, device = self.slots.find(rows), self.weight.device
+        here, lacking = (slots >= 0).nonzero().squeeze(1), (slots < 0).nonzero().squeeze(1)
+        counts.waited += len(lacking)
+        missing = rows.index_select(0, lacking)
+        copies = self._copies(missing)
+        found = self.weight.new_empty(len(rows), self.dim)
+        found.index_copy_(0, here.to(device), self.weight.index_select(0, slots[here].to(device)))
+        found.index_copy_(0, lacking.to(device), copies[0])
+        fits = min(len(self.slots.spare), len(missing))
+        self._take(missing[:fits], [copy[:fits] for copy in copies])
+        return found
+
     # rows of coming batches
 
     @torch.no_grad()
@@ -173,7 +183,7 @@ class CachedTable(Table):
             copies = self._copies(missing)
             with self.turn:
                 if self.writes != seen:
-                    return
+                    copies = self._copies(missing)
                 if self.stream is not None:
                     self.stream.wait_event(self.touched)
                 still = (self.slots.find(missing) < 0).nonzero().squeeze(1)
