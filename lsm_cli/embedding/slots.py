@@ -14,7 +14,6 @@ ids a step). Many are let go at once: a look at all counts for every `SHARE`-th 
 
 from __future__ import annotations
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -74,10 +73,9 @@ class Slots:
         idle = (self.row >= 0) if kept is not None else (self.row >= 0) & (self.until < self.now)
         if kept is not None:
             idle.index_fill_(0, kept, False)
-        found, count = idle.numpy().nonzero()[0], max(count, self.size // SHARE)
-        if count < len(found):
-            found = found[np.argpartition(self.uses.numpy()[found], count - 1)[:count]]
-        slots = torch.from_numpy(found)
+        slots, count = idle.nonzero().squeeze(1), max(count, self.size // SHARE)
+        if count < len(slots):
+            slots = slots[self.uses.index_select(0, slots).topk(count, largest=False, sorted=False).indices]
         return slots[self.row.index_select(0, slots).argsort()]
 
     def release(self, slots: Tensor) -> None:
