@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -179,7 +179,7 @@ class CachedTable(Table):
             if self.weight.is_cuda and self.stream is None:
                 self.stream, self.touched = torch.cuda.Stream(self.weight.device), torch.cuda.Event()
                 self.stream.wait_stream(torch.cuda.current_stream(self.weight.device))
-        with torch.cuda.stream(self.stream):
+        with nullcontext() if self.stream is None else torch.cuda.stream(self.stream):
             copies = self._copies(missing)
             with self.turn:
                 if self.writes != seen:

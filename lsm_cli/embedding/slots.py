@@ -1,10 +1,9 @@
 """Which rows of a table lie in which slots of its cache, and which make room for others.
 
-A map with an entry for every row (4 bytes a row, in host memory) finds the slots: one gather for a whole step. Tags in
-sets would take 8 bytes a slot, a tenth of the map's bytes where a cache holds a percent of the rows and a fifth more
-than them where it holds a tenth, but they need a probe for every way, and a step whose rows crowd in one set would not
-find room though the cache has it. With the map any row may lie in any slot. A row takes 68 bytes or more beside it
-(width 16, row-wise Adagrad).
+A map with an entry for every row finds the slots: 4 bytes a row, in host memory, and one gather for a whole step. Tags
+in sets would take 8 bytes a slot, .8 a row where a cache holds a tenth of them; but they need a probe for every way of a
+set, and a step whose rows crowd in one set finds no room in a cache that has it. With the map any row may lie in any
+slot, and what it takes is little beside the row itself (68 bytes at width 16 with row-wise Adagrad, 196 with Adam).
 
 The least frequently used go first, uses counted by steps and halved every `HALVE` of them, so that yesterday's fame
 fades. On Zipf ids with caches of 5, 10 and 20 % this hits 39, 52 and 64 % of a step's distinct rows, where the least

@@ -57,7 +57,7 @@ def _same(one: Any, other: Any) -> None:
         assert torch.equal(a, b)
 
 
-@settings(deadline=None, max_examples=150)
+@settings(deadline=None, max_examples=100)
 @given(
     ACTIONS,
     st.integers(1, 39),
