@@ -74,9 +74,9 @@ class CachedTable(Table):
         optimizer: RowOptimizer,
         tier: Tier,
     ) -> None:
-        self.size = tier.held(rows)
-        super().__init__(rows, dim, std, seed, dtype, self.size)
-        self.tier, self.optimizer = tier, (optimizer,)  # which the bank owns
+        super().__init__(rows, dim, std, seed, dtype, tier.held(rows))
+        self.tier, self.size = tier, tier.held(rows)
+        self.optimizer = (optimizer,)  # the bank's
         names = [name for name, _ in optimizer.named_buffers()]
         self.homes = [tier.room((rows, dim), dtype)]
         self.homes += [tier.room((rows, *state.shape[1:]), state.dtype) for state in optimizer.buffers()]

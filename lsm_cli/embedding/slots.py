@@ -1,8 +1,8 @@
 """Which rows of a table lie in which slots of its cache, and which make room for others.
 
 A map with an entry for every row finds the slots: 4 bytes a row, in host memory, and one gather for a whole step. Tags
-in sets would take 8 bytes a slot, .8 a row where a cache holds a tenth of them; but they need a probe for every way of a
-set, and a step whose rows crowd in one set finds no room in a cache that has it. With the map any row may lie in any
+in sets would take 8 bytes a slot, .8 a row where a cache holds a tenth of them; but they need a probe for every way of
+a set, and a step whose rows crowd in one set finds no room in a cache that has it. With the map any row may lie in any
 slot, and what it takes is little beside the row itself (68 bytes at width 16 with row-wise Adagrad, 196 with Adam).
 
 The least frequently used go first, uses counted by steps and halved every `HALVE` of them, so that yesterday's fame
