@@ -17,7 +17,6 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -26,28 +25,7 @@ from torch import Tensor, nn
 from lsm_cli.embedding.optimizer import RowOptimizer
 from lsm_cli.embedding.slots import Slots
 from lsm_cli.embedding.tables import Place, Rows, Table
-from lsm_cli.embedding.tiers import Tier
-
-
-@dataclass
-class Counts:
-    """What became of the distinct rows that steps asked for.
-
-    Attributes:
-        asked: rows; waited: of them brought in when asked for; ahead: brought in before, for this very use.
-        written: rows written back; pieces: reads that were larger than the cache.
-    """
-
-    asked: int = 0
-    waited: int = 0
-    ahead: int = 0
-    written: int = 0
-    pieces: int = 0
-
-    @property
-    def hit(self) -> float:
-        """Share of the rows that were on the device anyway."""
-        return 1 - (self.waited + self.ahead) / max(self.asked, 1)
+from lsm_cli.embedding.tiers import Counts, Tier
 
 
 class CachedTable(Table):

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from lsm_cli.errors import LsmError
 from lsm_cli.recipe import EngineOptions
+from lsm_cli.report.console import size
 
 LEAST = 4096  # rows of a cache that is given as a share
 
@@ -53,21 +54,42 @@ class Tier:
         """
         if self.kind != "file":
             return torch.zeros(shape, dtype=dtype)
-        size = math.prod(shape) * dtype.itemsize
+        wide = math.prod(shape) * dtype.itemsize
         try:
             with tempfile.TemporaryFile() as file:
                 # all of it now: a disk that is full later would end the process (SIGBUS)
-                getattr(os, "posix_fallocate", _truncate)(file.fileno(), 0, size)
-                mapped = mmap.mmap(file.fileno(), size)
+                getattr(os, "posix_fallocate", _truncate)(file.fileno(), 0, wide)
+                mapped = mmap.mmap(file.fileno(), wide)
         except OSError as error:
             raise LsmError(
-                f"engine.table_tier = 'file': no room for a table of {size / 1e9:,.1f} GB in {tempfile.gettempdir()} "
+                f"engine.table_tier = 'file': no room for a table of {size(wide)} in {tempfile.gettempdir()} "
                 f"({error.strerror}); let TMPDIR name a folder with room, or use engine.table_tier=host"
             ) from None
         return torch.frombuffer(mapped, dtype=dtype).view(shape)
 
 
 ON_DEVICE = Tier()
+
+
+@dataclass
+class Counts:
+    """What became of the distinct rows that steps asked for.
+
+    Attributes:
+        asked: rows; waited: of them brought in when asked for; ahead: brought in before, for this very use.
+        written: rows written back; pieces: reads that were larger than the cache.
+    """
+
+    asked: int = 0
+    waited: int = 0
+    ahead: int = 0
+    written: int = 0
+    pieces: int = 0
+
+    @property
+    def hit(self) -> float:
+        """Share of the rows that were on the device anyway."""
+        return 1 - (self.waited + self.ahead) / max(self.asked, 1)
 
 
 def _truncate(file: int, start: int, size: int) -> None:

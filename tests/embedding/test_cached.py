@@ -246,7 +246,7 @@ def test_a_full_disk_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "posix_fallocate", full, raising=False)
-    with pytest.raises(LsmError, match=r"no room for a table of 0.0 GB in .*No space left on device.*TMPDIR"):
+    with pytest.raises(LsmError, match=r"no room for a table of 160 B in .*No space left on device.*TMPDIR"):
         Tier("file", 4.0).room((10, 4), torch.float32)
 
 
