@@ -15,6 +15,7 @@ more, while steps wait; and rows for which there is no room are left to be broug
 from __future__ import annotations
 
 import threading
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
@@ -261,9 +262,10 @@ def _keeps_whole(module: nn.Module, table: CachedTable, homes: dict[str, Tensor]
     Args:
         homes: buffer of the module -> the whole of it.
     """
+    owner = weakref.proxy(table)  # a cycle would keep memory until Python looks for cycles
 
     def saved(module: nn.Module, state: dict[str, Any], prefix: str, metadata: Any) -> None:
-        table.flush()
+        owner.flush()
         state.update({prefix + name: home for name, home in homes.items()})
 
     def loads(module: nn.Module, state: dict[str, Any], prefix: str, *others: Any) -> None:
@@ -275,9 +277,9 @@ def _keeps_whole(module: nn.Module, table: CachedTable, homes: dict[str, Tensor]
             if given.shape != home.shape:
                 errors.append(f"{prefix}{name}: has the shape {tuple(given.shape)}, not {tuple(home.shape)}")
                 continue
-            table.flush()
+            owner.flush()
             home.copy_(given)
-            table.forget()
+            owner.forget()
             state[prefix + name] = getattr(module, name)  # the cache itself: it is filled as rows are asked for
 
     module.register_state_dict_post_hook(saved)

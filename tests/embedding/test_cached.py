@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import threading
 import time
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -262,3 +264,15 @@ def test_how_much_the_device_holds() -> None:
     assert Tier("host", 0.1).held(10**6) == 10**5
     assert Tier("host", 0.1).held(10_000) == tiers.LEAST and Tier("file", 0.1).held(50) == 50
     assert Tier("host", 7.0).held(10**6) == 7 and Tier("host", 1.0).held(10**6) == 10**6
+
+
+def test_memory_goes_with_the_table() -> None:
+    table, optimizer = _pair("adam", torch.float32, Tier("host", 4.0))
+    assert isinstance(table, CachedTable)
+    home = weakref.ref(table.homes[0])
+    gc.disable()
+    try:
+        del table, optimizer
+        assert home() is None
+    finally:
+        gc.enable()
