@@ -26,7 +26,7 @@ from lsm_cli.errors import LsmError
 ROWS, DIM = 40, 3
 IDS = st.lists(st.integers(0, ROWS - 1), min_size=1, max_size=30)
 ACTIONS = st.lists(
-    st.tuples(st.sampled_from(["step", "step", "step", "look", "expect", "save", "load", "reset", "skip"]), IDS),
+    st.tuples(st.sampled_from(["step", "step", "between", "look", "expect", "save", "load", "reset", "skip"]), IDS),
     min_size=1,
     max_size=25,
 )
@@ -44,12 +44,14 @@ def _state(pair: Pair) -> dict[str, torch.Tensor]:
     return {name: value.clone() for part in pair for name, value in part.state_dict().items()}
 
 
-def _step(pair: Pair, ids: list[int], number: int) -> torch.Tensor:
+def _step(pair: Pair, ids: list[int], number: int, between: list[int] | None = None) -> torch.Tensor:
     torch.manual_seed(number)  # rounding by chance
     table, optimizer = pair
     rows = table.fetch(torch.tensor(ids), torch.tensor(ids[:2]), grad=True)
     slope = torch.linspace(-1, 2, DIM) * (number % 5 - 1.5)
     (rows.values[torch.cat(rows.local)].sin() * slope).sum().backward()
+    if between is not None:  # somebody looks at other rows, for which these may make room
+        table.fetch(torch.tensor(between), grad=False)
     table.update(rows, optimizer, lr=0.1)
     return rows.values.detach()
 
@@ -75,6 +77,9 @@ def test_whatever_happens_it_equals_the_whole_table(
     for number, (action, ids) in enumerate(actions):
         if action == "step":
             assert torch.equal(_step(cached, ids, number), _step(whole, ids, number))
+        elif action == "between":
+            others = [ROWS - 1 - one for one in ids]
+            assert torch.equal(_step(cached, ids, number, others), _step(whole, ids, number, others))
         elif action == "look":
             found = [pair[0].fetch(torch.tensor(ids), grad=False) for pair in (cached, whole)]
             assert torch.equal(found[0].values, found[1].values) and torch.equal(found[0].index, found[1].index)
@@ -196,11 +201,12 @@ def test_a_row_that_was_written_while_it_was_on_its_way_is_not_taken(monkeypatch
     thread = threading.Thread(target=table.expect, args=(torch.tensor([5]), 1))
     thread.start()
     assert read.wait(20)
-    for number, ids in enumerate([[5, 6], [7, 8, 9, 10]]):
+    for number, ids in enumerate([[5, 6], [7, 8, 9, 10], [7]]):
         assert torch.equal(_step(cached, ids, number), _step(whole, ids, number))
     assert int(table.slots.find(torch.tensor([5]))) == -1 and table.writes
     go_on.set()
     thread.join()
+    assert int(table.slots.find(torch.tensor([5]))) >= 0, "there was room, so it was taken"
     assert torch.equal(_step(cached, [5], 3), _step(whole, [5], 3))
     _same(_state(cached), _state(whole))
 
