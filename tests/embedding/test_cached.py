@@ -92,6 +92,8 @@ def test_whatever_happens_it_equals_the_whole_table(
         elif action == "load" and kept:
             for pair, state in zip((cached, whole), kept, strict=True):
                 pair[0].load_state_dict({"weight": state["weight"]})
+                if number % 2:  # what scoring loads are weights alone
+                    continue
                 pair[1].load_state_dict({key: value for key, value in state.items() if key != "weight"})
         elif action == "skip":  # a step whose gradients overflowed
             for pair in (cached, whole):
