@@ -192,12 +192,13 @@ class RunFolder:
     def save_state(self, state: dict[str, Any]) -> None:
         self._write(STATE, lambda file: torch.save(state, file))
 
-    def load_state(self) -> dict[str, Any] | None:
+    def load_state(self, mapped: bool = False) -> dict[str, Any] | None:
+        """What `save_state` wrote last; None = nothing yet. `mapped` reads tensors from the file as they are used."""
         file = self.path / STATE
         if not file.is_file():
             return None
         try:
-            return torch.load(file, weights_only=True, map_location="cpu")
+            return torch.load(file, weights_only=True, map_location="cpu", mmap=mapped)
         except Exception as error:
             raise InputError(f"{file}: damaged ({error}); start the run again in another --out") from None
 

@@ -12,6 +12,7 @@ from lsm_cli.data.batches import Assembler
 from lsm_cli.data.graph import item_graph
 from lsm_cli.data.store import Field, Store
 from lsm_cli.embedding.tables import Table
+from lsm_cli.engine import tiers
 from lsm_cli.engine.device import Compute, decide, pool_memory
 from lsm_cli.errors import InputError
 from lsm_cli.kernels import fused, ragged
@@ -202,7 +203,7 @@ class Setup:
             f"tables     {sum(field.rows for field in self.fields):,} rows x {model.dim}, {train.table_optimizer}, "
             f"lr {train.table_lr:g}; dense lr {train.lr:g}"
         )
-        return lines
+        return lines + tiers.decisions(self.recipe, self.fields)
 
 
 def visible_lengths(store: Store, split: str) -> np.ndarray:
@@ -214,7 +215,7 @@ def visible_lengths(store: Store, split: str) -> np.ndarray:
 def parameters(model: torch.nn.Module) -> int:
     """Numbers that training can change: dense parameters and table rows."""
     dense = sum(parameter.numel() for parameter in model.parameters())
-    return dense + sum(buffer.numel() for name, buffer in model.named_buffers() if name.endswith(".weight"))
+    return dense + sum(part.rows * part.dim for part in model.modules() if isinstance(part, Table))
 
 
 def _known(asked: list[str], available: list[str], key: str, store: Store) -> list[str]:
