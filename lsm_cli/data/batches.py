@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -62,6 +63,43 @@ class Batch:
             return None if value is None else value.to(device, non_blocking=True)
 
         return Batch(**{name: move(value) for name, value in vars(self).items()})
+
+    def part(self, low: int, high: int) -> Batch:
+        """Samples low … high - 1, which share memory with the batch."""
+        first, last = self.span(low, high)
+        return Batch(
+            self.offsets[low : high + 1] - first,
+            {name: ids[first:last] for name, ids in self.history.items()},
+            self.age[first:last],
+            self.rank[first:last],
+            {name: ids[low:high] for name, ids in self.target.items()},
+            self.calendar[low:high],
+            self.statistics[low:high],
+            self.labels[low:high],
+            self.user[low:high],
+            None if self.matches is None else self.matches[low:high],
+        )
+
+    def span(self, low: int, high: int) -> tuple[int, int]:
+        """Where the behaviours of samples low … high - 1 begin and end; waits for the device."""
+        first, last = self.offsets[[low, high]].tolist()
+        return first, last
+
+    @staticmethod
+    def join(parts: Sequence[Batch]) -> Batch:
+        """All samples of several batches, in order."""
+        if len(parts) == 1:
+            return parts[0]
+
+        def each(name: str) -> Any:
+            values = [getattr(part, name) for part in parts]
+            if isinstance(values[0], dict):
+                return {key: torch.cat([value[key] for value in values]) for key in values[0]}
+            return None if values[0] is None else torch.cat(values)
+
+        lengths = torch.cat([part.offsets.diff() for part in parts])
+        offsets = torch.cat([lengths.new_zeros(1), lengths.cumsum(0)])
+        return Batch(offsets, **{name: each(name) for name in vars(parts[0]) if name != "offsets"})
 
     def select(self, offsets: Tensor, where: Tensor) -> Batch:
         """The same samples with some of their behaviours: int64 [B + 1], and positions int64 [n], ascending."""

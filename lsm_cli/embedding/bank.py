@@ -29,6 +29,11 @@ class Fetched:
     history: Tensor | None
     target: Tensor | None
 
+    def part(self, behaviours: slice, samples: slice) -> Fetched:
+        """The same rows for some samples of the batch."""
+        history = None if self.history is None else self.history[behaviours]
+        return Fetched(self.rows, history, None if self.target is None else self.target[samples])
+
 
 class Bank(nn.Module):
     """One table per field.

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import closing
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from lsm_cli.data.batches import Batch
 from lsm_cli.engine import certainty, metrics, trace
 from lsm_cli.engine.calibration import curve
 from lsm_cli.engine.device import Compute
@@ -30,6 +32,7 @@ def score(
 ) -> np.ndarray:
     """Logits of samples `index`, in that order: float32 [n, targets]."""
     progress = progress or Silent()
+    feed.tell(progress.warn)
     groups, logits = list(scoring_batches(feed, index)), list[Tensor]()
     for found in scores(model, feed, compute, groups):
         progress.advance(len(groups[len(logits)]))
@@ -58,14 +61,24 @@ def scores(model: Scorer, feed: Feed, compute: Compute, groups: Iterable[np.ndar
                 batch = next(made, None)
             if batch is None:
                 return
-            with trace.part(trace.FETCH):
-                rows = model.fetch(batch)
-            with trace.part(trace.NUMBERS), compute.autocast():
-                logits = model(batch, rows)
-            with trace.part(trace.LOSS):
-                found = logits.float()
-            del batch, rows
+            found = feed.scoring.run(batch.size, partial(_scored, model, compute, batch))
+            del batch
             yield found
+
+
+def _scored(model: Scorer, compute: Compute, batch: Batch, bounds: Sequence[tuple[int, int]]) -> Tensor:
+    """Logits of a batch, piece by piece."""
+    found = []
+    for low, high in bounds:
+        part = batch if high - low == batch.size else batch.part(low, high)
+        with trace.part(trace.FETCH):
+            rows = model.fetch(part)
+        with trace.part(trace.NUMBERS), compute.autocast():
+            logits = model(part, rows)
+        with trace.part(trace.LOSS):
+            found.append(logits.float())
+        del part, rows, logits
+    return found[0] if len(found) == 1 else torch.cat(found)
 
 
 def validate(logits: np.ndarray, feed: Feed, index: np.ndarray, targets: list[str]) -> dict[str, Any]:

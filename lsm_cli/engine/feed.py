@@ -6,7 +6,7 @@ everything within reach is scored, and only what is selected goes on, so no grad
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import cast
@@ -20,6 +20,7 @@ from lsm_cli.data.orders import ragged_arange
 from lsm_cli.data.views import View
 from lsm_cli.engine import trace
 from lsm_cli.engine.ahead import ahead
+from lsm_cli.engine.fitting import Pieces
 from lsm_cli.engine.setup import Setup
 from lsm_cli.errors import InputError
 from lsm_cli.kernels.ragged import Segments
@@ -63,6 +64,7 @@ class Feed:
         self.shares = setup.recipe.engine.share_histories
         # a soft search goes by the model as the step before left it, so its batches cannot be made ahead
         self.depth = 0 if self.soft else setup.recipe.engine.prefetch
+        self.gathering, self.scoring = Pieces("gathering of a batch", self.device), Pieces("scoring", self.device)
 
     def __len__(self) -> int:
         return len(self.assembler)
@@ -78,6 +80,17 @@ class Feed:
 
     def batch(self, index: np.ndarray, model: Scorer) -> Batch:
         """The samples `index` on the device, with the behaviours that the model is to read."""
+
+        def gathered(bounds: Sequence[tuple[int, int]]) -> Batch:
+            return Batch.join([self._batch(index[low:high], model) for low, high in bounds])
+
+        return self.gathering.run(len(index), gathered)
+
+    def tell(self, hear: Callable[[str], None]) -> None:
+        """Who hears what had to be done in pieces."""
+        self.gathering.tell = self.scoring.tell = hear
+
+    def _batch(self, index: np.ndarray, model: Scorer) -> Batch:
         with torch.no_grad():
             with trace.part(trace.SEARCH):
                 if self.soft:

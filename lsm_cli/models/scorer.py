@@ -26,6 +26,14 @@ class Scorer(nn.Module):
         """The embedding rows of a batch, space by space; in training mode they are leaves that collect gradients."""
         return [space.fetch(batch) for space in self.spaces]
 
+    def part(self, batch: Batch, rows: list[Rows], low: int, high: int) -> tuple[Batch, list[Rows]]:
+        """Some samples of a batch whose rows were fetched: their gradients meet in the same leaves."""
+        first, last = batch.span(low, high)
+        return batch.part(low, high), [
+            {name: fetched.part(slice(first, last), slice(low, high)) for name, fetched in found.items()}
+            for found in rows
+        ]
+
     def leaves(self, rows: list[Rows]) -> list[Tensor]:
         """The leaf tensors of a step, for gradient scaling and clipping."""
         return [leaf for space, found in zip(self.spaces, rows, strict=True) for leaf in space.bank.leaves(found)]
