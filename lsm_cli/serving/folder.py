@@ -14,6 +14,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
@@ -89,7 +90,8 @@ def write(
         torch.export.save(exported, folder / "program.pt2")
         if compiled:
             say("compile    by AOTInductor, once for all sizes; a minute or so")
-            with torch.no_grad():
+            with torch.no_grad(), warnings.catch_warnings():
+                warnings.simplefilter("ignore", FutureWarning)  # of torch, to itself
                 torch._inductor.aoti_compile_and_package(exported, package_path=str(folder / "compiled.pt2"))
         save_file(tables, folder / "tables.safetensors")
         for name, values in _vocabularies(setup).items():

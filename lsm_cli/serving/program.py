@@ -1,7 +1,7 @@
 """A trained ranking model as a program of torch.export: no Python of ours in it, batches and histories of any size.
 
 The embedding tables are arguments of the program. They may then be stored in fewer bits and mapped into memory from one
-file by all processes of a machine, and the program itself is some hundred kilobytes, whatever the number of items.
+file by all processes of a machine, and the program itself is a few megabytes, whatever the number of items.
 
     program(inputs, tables) -> logits float32 [B, targets]
 
@@ -54,7 +54,8 @@ def check(recipe: Recipe) -> None:
 
 
 def tables(model: RankingModel, dtype: str) -> dict[str, Tensor]:
-    """The embedding tables, `<space>.<field>` -> [rows, dim], and for int8 `<space>.<field>.scale` -> float32 [rows].
+    """The embedding tables, `<space>.<field>` -> [rows, dim], and for int8 `<space>.<field>.scale` -> float32 [rows];
+    in the order of their names.
 
     int8: row r holds round(w / scale_r), scale_r = max |w| / 127 of its row.
     """
@@ -69,7 +70,7 @@ def tables(model: RankingModel, dtype: str) -> dict[str, Tensor]:
                 found[f"{key}.scale"] = scale
             else:
                 found[key] = weight if dtype == "fp32" else weight.bfloat16()
-    return found
+    return dict(sorted(found.items()))
 
 
 class Program(nn.Module):

@@ -48,7 +48,7 @@ class Scorer:
         self.about: dict[str, Any] = json.loads((self.folder / "scorer.json").read_text())
         if self.about["format"] != FORMAT:
             raise ValueError(f"{self.folder}: format {self.about['format']}, this scorer reads format {FORMAT}")
-        self.tables = load_file(self.folder / "tables.safetensors")
+        self.tables = dict(sorted(load_file(self.folder / "tables.safetensors").items()))
         self.compiled = (self.folder / "compiled.pt2").is_file() if compiled is None else compiled
         self._vocabularies: dict[str, dict[str, int]] = {}
 
@@ -155,7 +155,10 @@ def _raw(name: str, fields: dict[str, Any]) -> str:
 
 
 def padded(inputs: dict[str, Any]) -> dict[str, Any]:
-    """The same samples, and one more that has two behaviours: programs know no batch of one, and no empty history."""
+    """The same samples, and one more that has two behaviours: programs know no batch of one, and no empty history.
+
+    Everything comes in the order of its name, by which alone compiled programs tell one argument from another.
+    """
 
     def more(values: Tensor, extra: Any) -> Tensor:
         return torch.cat([values, torch.tensor(extra, dtype=values.dtype, device=values.device)])
@@ -168,7 +171,8 @@ def padded(inputs: dict[str, Any]) -> dict[str, Any]:
     for name in ("calendar", "statistics", "matches"):
         if name in inputs:
             found[name] = torch.cat([inputs[name], inputs[name].new_zeros(1, inputs[name].shape[1])])
-    return found
+    found["history"], found["target"] = (dict(sorted(found[name].items())) for name in ("history", "target"))
+    return dict(sorted(found.items()))
 
 
 def main() -> None:
