@@ -10,6 +10,7 @@ import torch
 
 from lsm_cli.data.batches import Assembler
 from lsm_cli.data.graph import item_graph
+from lsm_cli.data.resident import resident_bytes
 from lsm_cli.data.store import Field, Store
 from lsm_cli.embedding.tables import Table
 from lsm_cli.engine.device import Compute, decide, pool_memory
@@ -25,6 +26,7 @@ from lsm_cli.search.hard import ANY, HardOptions
 from lsm_cli.search.matches import MatchStatistics
 from lsm_cli.search.plan import hard_options
 
+RESIDENT_SHARE = 0.25  # of a GPU's memory, that a store's columns may take
 EVERYTHING = 1 << 40  # behaviours, more than anybody has
 
 
@@ -147,6 +149,19 @@ class Setup:
             return model.max_len
         return search.reach or EVERYTHING
 
+    @property
+    def on_device(self) -> bool:
+        """Whether histories are gathered on the device."""
+        where, device = self.recipe.engine.trajectories, self.compute.device
+        if where != "auto" or device.type != "cuda":
+            return where == "device"
+        return self.resident_bytes <= RESIDENT_SHARE * torch.cuda.get_device_properties(device).total_memory
+
+    @property
+    def resident_bytes(self) -> int:
+        """What the columns that this recipe reads take, of all splits (the events' counted once for each)."""
+        return sum(resident_bytes(self.assembler(split)) for split, samples in self.store.splits.items() if samples)
+
     def match_statistics(self) -> MatchStatistics | None:
         """Evidence from the whole history, if the recipe wants it."""
         model = self.recipe.model
@@ -173,6 +188,9 @@ class Setup:
         changed = [f"{key} = {value}" for key, value in self.recipe.engine if value != getattr(standard, key)]
         if changed:
             lines.append(f"engine     {', '.join(changed)}")
+        if self.on_device:
+            held = f"{self.resident_bytes / 2**20:,.1f} MiB"
+            lines.append(f"gathering  on the device, from {held} of the store's columns there")
         lines.append(f"fields     {', '.join(field.name for field in self.fields)}")
         if model.graph_dim:
             lines.append(
