@@ -223,6 +223,10 @@ class EngineOptions(Options):
     pinned: bool = Field(
         True, description="batches reach a GPU in one copy each, beside the computing, by pinned buffers used in turn"
     )
+    cuda_graphs: bool = Field(
+        False,
+        description="score by replaying CUDA graphs of few batch sizes, which batches are padded to; only on a GPU",
+    )
     token_budget: int = Field(
         0, ge=0, le=1 << 40, description="behaviours per step at most, instead of train.batch_size samples; 0 = off"
     )

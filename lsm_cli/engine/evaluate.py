@@ -6,7 +6,7 @@ import time
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -17,9 +17,11 @@ from lsm_cli.engine import certainty, metrics, trace
 from lsm_cli.engine.calibration import curve
 from lsm_cli.engine.device import Compute
 from lsm_cli.engine.feed import Feed
+from lsm_cli.engine.replay import Replay
 from lsm_cli.engine.setup import Setup
 from lsm_cli.engine.slices import slices
 from lsm_cli.errors import InputError
+from lsm_cli.models.ranking import RankingModel
 from lsm_cli.models.scorer import Scorer
 from lsm_cli.report.console import Progress, Silent
 
@@ -55,22 +57,29 @@ def scoring_batches(feed: Feed, index: np.ndarray) -> Iterator[np.ndarray]:
 def scores(model: Scorer, feed: Feed, compute: Compute, groups: Iterable[np.ndarray]) -> Generator[Tensor, None, None]:
     """Logits of each group of samples, float32 [n, targets], on the device; scoring and profiling alike."""
     model.eval()
+    replay = Replay(cast(RankingModel, model), compute) if feed.replays else None
     with closing(feed.batches(groups, model)) as made:
         while True:
             with trace.part(trace.DATA):
                 batch = next(made, None)
             if batch is None:
                 return
-            found = feed.scoring.run(batch.size, partial(_scored, model, compute, batch))
+            found = feed.scoring.run(batch.size, partial(_scored, model, compute, replay, batch))
             del batch
             yield found
 
 
-def _scored(model: Scorer, compute: Compute, batch: Batch, bounds: Sequence[tuple[int, int]]) -> Tensor:
+def _scored(
+    model: Scorer, compute: Compute, replay: Replay | None, batch: Batch, bounds: Sequence[tuple[int, int]]
+) -> Tensor:
     """Logits of a batch, piece by piece."""
     found = []
     for low, high in bounds:
         part = batch if high - low == batch.size else batch.part(low, high)
+        if replay is not None:
+            with trace.part(trace.ATTENTION):
+                found.append(replay(part))
+            continue
         with trace.part(trace.FETCH):
             rows = model.fetch(part)
         with trace.part(trace.NUMBERS), compute.autocast():

@@ -69,6 +69,7 @@ class Feed:
             self.ring = Ring(self.device, setup.recipe.engine.prefetch + 2)
         if setup.on_device:
             self.resident = self._resident()
+        self.replays = setup.replays
         # a soft search goes by the model as the step before left it, so its batches cannot be made ahead
         self.depth = 0 if self.soft else setup.recipe.engine.prefetch
         self.gathering, self.scoring = Pieces("gathering of a batch", self.device), Pieces("scoring", self.device)

@@ -13,6 +13,7 @@ from lsm_cli.data.graph import item_graph
 from lsm_cli.data.resident import resident_bytes
 from lsm_cli.data.store import Field, Store
 from lsm_cli.embedding.tables import Table
+from lsm_cli.engine import replay
 from lsm_cli.engine.device import Compute, decide, pool_memory
 from lsm_cli.errors import InputError
 from lsm_cli.kernels import fused, ragged
@@ -158,6 +159,12 @@ class Setup:
         return self.resident_bytes <= RESIDENT_SHARE * torch.cuda.get_device_properties(device).total_memory
 
     @property
+    def replays(self) -> bool:
+        """Whether scoring goes by CUDA graphs."""
+        asked = self.recipe.engine.cuda_graphs and self.compute.device.type == "cuda"
+        return asked and replay.obstacle(self.recipe) is None
+
+    @property
     def resident_bytes(self) -> int:
         """What the columns that this recipe reads take, of all splits (the events' counted once for each)."""
         return sum(resident_bytes(self.assembler(split)) for split, samples in self.store.splits.items() if samples)
@@ -188,6 +195,11 @@ class Setup:
         changed = [f"{key} = {value}" for key, value in self.recipe.engine if value != getattr(standard, key)]
         if changed:
             lines.append(f"engine     {', '.join(changed)}")
+        if self.recipe.engine.cuda_graphs:
+            why = replay.obstacle(self.recipe) or ("" if self.replays else "there is no GPU")
+            lines.append(
+                f"graphs     {f'none: {why}' if why else 'scoring is captured once for each size and replayed'}"
+            )
         if self.on_device:
             held = f"{self.resident_bytes / 2**20:,.1f} MiB"
             lines.append(f"gathering  on the device, from {held} of the store's columns there")
