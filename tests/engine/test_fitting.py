@@ -17,6 +17,7 @@ from lsm_cli import recipe as recipes
 from lsm_cli.commands.train import train_one
 from lsm_cli.data.batches import Batch
 from lsm_cli.data.store import Store
+from lsm_cli.data.tiny import write_store
 from lsm_cli.engine import evaluate
 from lsm_cli.engine.feed import Feed
 from lsm_cli.engine.fitting import Pieces, out_of_memory
@@ -215,3 +216,37 @@ def test_only_memory_that_ran_out_counts() -> None:
     assert not out_of_memory(RuntimeError("shapes do not match"))
     with pytest.raises(RuntimeError, match="shapes"):
         Pieces("batch", CPU).run(4, lambda bounds: (_ for _ in ()).throw(RuntimeError("shapes")))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_gpu_that_is_too_small(tmp_path: Path) -> None:
+    """A limit between what a step rests on and what it needs; then the whole step by itself."""
+    store = write_store(tmp_path / "store", users=300, longest=800, samples=3000)
+    more = ["train.device=cuda", "train.precision=fp32", "train.batch_size=3000", "model.max_len=800"]
+    more.append("train.unknown=0")
+    found, needed = [], 0
+    for limited in (False, True):
+        trainer = _trainer(store, tmp_path / str(limited), *more, recipe="din")
+        trainer.fit_scales()
+        batch = trainer.train.batch(np.arange(3000), trainer.model)
+        trainer.model.train()
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+        resting = torch.cuda.memory_reserved()
+        if limited:
+            total = torch.cuda.get_device_properties(0).total_memory
+            torch.cuda.set_per_process_memory_fraction((resting + 0.5 * (needed - resting)) / total)
+        torch.manual_seed(0)
+        try:
+            rows, loss = trainer.pieces.run(batch.size, lambda bounds, t=trainer, b=batch: t._learn(b, bounds))
+        finally:
+            torch.cuda.set_per_process_memory_fraction(1.0)
+        needed = torch.cuda.max_memory_reserved()
+        grads = [p.grad.cpu() for p in trainer.parameters if p.grad is not None]
+        leaves = [leaf.grad.cpu() for leaf in trainer.model.leaves(rows) if leaf.grad is not None]
+        found.append([loss.cpu(), *grads, *leaves])
+        assert (trainer.pieces.count > 1) == limited
+        del trainer, batch, rows, loss
+    for whole, pieces in zip(*found, strict=True):
+        torch.testing.assert_close(whole, pieces, rtol=1e-3, atol=1e-5)
