@@ -227,6 +227,18 @@ class EngineOptions(Options):
     prefetch: int = Field(
         0, ge=0, le=64, description="batches that a thread assembles ahead; 0 = in line; a soft search is in line"
     )
+    trajectories: Literal["auto", "device", "host"] = Field(
+        "auto",
+        description="where histories are gathered: device = from columns that lie there, so that only pointers move, "
+        "host = from memory-mapped files; auto = device on a GPU, if they take less than a quarter of it, else host",
+    )
+    pinned: bool = Field(
+        True, description="batches reach a GPU in one copy each, beside the computing, by pinned buffers used in turn"
+    )
+    cuda_graphs: bool = Field(
+        False,
+        description="score by replaying CUDA graphs of few batch sizes, which batches are padded to; only on a GPU",
+    )
     token_budget: int = Field(
         0, ge=0, le=1 << 40, description="behaviours per step at most, instead of train.batch_size samples; 0 = off"
     )

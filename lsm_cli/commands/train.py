@@ -116,6 +116,7 @@ def train_one(console: Console, setup: Setup, out: Path, resume: bool) -> Finish
             "peak_memory_bytes": peak_memory(setup.compute.device),
             "parameters": parameters(trainer.model),
             "steps": trainer.at.step,
+            "pieces": trainer.at.pieces,
             "training_seconds": round(trainer.at.seconds, 3),
             "best_validation": None if trainer.at.best is None else abs(trainer.at.best),
         } | ({"tiers": learned} if learned else {})

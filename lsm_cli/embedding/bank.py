@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import cast
 
@@ -15,6 +16,7 @@ from lsm_cli.embedding.cached import CachedTable
 from lsm_cli.embedding.optimizer import RowOptimizer, row_optimizer
 from lsm_cli.embedding.tables import RowMap, Rows, Table
 from lsm_cli.embedding.tiers import ON_DEVICE, Tier
+from lsm_cli.kernels import ragged
 
 
 @dataclass
@@ -25,11 +27,22 @@ class Fetched:
         rows: distinct rows of the field's table.
         history: int64 [N], positions in `rows` of the behaviours; None if the behaviours lack the field.
         target: int64 [B], the same for the candidates.
+        gathered: whether row i of `rows` is behaviour i's, and the candidates' follow: then `rows` are not distinct.
     """
 
     rows: Rows
     history: Tensor | None
     target: Tensor | None
+    gathered: bool = False
+
+    def part(self, behaviours: slice, samples: slice) -> Fetched:
+        """The same rows for some samples of the batch."""
+        history = None if self.history is None else self.history[behaviours]
+        return Fetched(self.rows, history, None if self.target is None else self.target[samples])
+
+
+def _widened(rows: Tensor, scale: Tensor | None) -> Tensor:
+    return rows.float() if scale is None else rows.float() * scale.unsqueeze(1)
 
 
 class Bank(nn.Module):
@@ -109,6 +122,36 @@ class Bank(nn.Module):
                 continue  # levels of a taxonomy are small and soon here
             parts = [batch.history.get(name) if history else None, batch.target.get(name)]
             table.expect(torch.cat([rows_of(ids).long() for ids in parts if ids is not None]), ahead)
+
+    def gather(
+        self, batch: Batch, tables: Sequence[tuple[Tensor, Tensor | None]], history: bool = True
+    ) -> dict[str, Fetched]:
+        """As `fetch`, only to look at, with a row for every behaviour and candidate: nothing depends on how many are
+        distinct. Tables of few rows come as they are.
+
+        Args:
+            tables: of every field the rows [R, d], and what each is multiplied with [R]; None = nothing.
+        """
+        found = {}
+        for name, rows_of, (weight, scale) in zip(self.names, self.maps, tables, strict=True):
+            behaviours = batch.history.get(name) if history else None
+            target = batch.target.get(name)
+            ids = [None if part is None else rows_of(part).long() for part in (behaviours, target)]
+            if len(weight) <= ragged.FEW:
+                every = torch.arange(len(weight), device=weight.device)
+                found[name] = Fetched(Rows(every, _widened(weight, scale), ()), ids[0], ids[1])
+                continue
+            index = torch.cat([part for part in ids if part is not None])
+            rows = _widened(weight.index_select(0, index), None if scale is None else scale.index_select(0, index))
+            first = 0 if behaviours is None else batch.behaviours
+            own, candidates = (torch.arange(n, device=weight.device) for n in (first, batch.size))
+            found[name] = Fetched(
+                Rows(index, rows, ()),
+                None if behaviours is None else own,
+                None if target is None else candidates + first,
+                gathered=True,
+            )
+        return found
 
     def reset(self) -> None:
         """All tables and the state of their optimisers as they were before the first step."""

@@ -40,6 +40,14 @@ class Scorer(nn.Module):
             found |= {name + " (attention)" * number: table for name, table in space.bank.cached.items()}
         return found
 
+    def part(self, batch: Batch, rows: list[Rows], low: int, high: int) -> tuple[Batch, list[Rows]]:
+        """Some samples of a batch whose rows were fetched: their gradients meet in the same leaves."""
+        first, last = batch.span(low, high)
+        return batch.part(low, high), [
+            {name: fetched.part(slice(first, last), slice(low, high)) for name, fetched in found.items()}
+            for found in rows
+        ]
+
     def leaves(self, rows: list[Rows]) -> list[Tensor]:
         """The leaf tensors of a step, for gradient scaling and clipping."""
         return [leaf for space, found in zip(self.spaces, rows, strict=True) for leaf in space.bank.leaves(found)]

@@ -95,8 +95,9 @@ class Space(nn.Module):
             if name == GRAPH:
                 parts[name] = Part(cast(GraphField, self.graph)(rows["item"].rows.index), parts["item"].at)
                 continue
-            values = rows[name].rows.values
-            parts[name] = Part(values, Occurrences(cast(Tensor, rows[name].history), values.shape[0], segments))
+            values, method = rows[name].rows.values, "own" if rows[name].gathered else "auto"
+            ids = cast(Tensor, rows[name].history)
+            parts[name] = Part(values, Occurrences(ids, values.shape[0], segments, method))
         return list(parts.values())
 
     def history(

@@ -21,9 +21,19 @@ class Progress(Protocol):
 
     def note(self, text: str) -> None: ...
 
+    def warn(self, text: str) -> None:
+        """A thing that the user should know, watching or not."""
+
 
 class Silent:
-    """A progress that nobody watches."""
+    """A progress that nobody watches.
+
+    Args:
+        warn: hears what should be known all the same.
+    """
+
+    def __init__(self, warn: Callable[[str], None] = lambda text: None) -> None:
+        self.warn = warn
 
     def advance(self, amount: float = 1, total: float | None = None) -> None:
         pass
@@ -116,7 +126,7 @@ class Console:
     def progress(self, label: str, total: float | None = None, unit: str = "") -> Iterator[Progress]:
         """A bar with rate and time left on stderr; silent when stderr is not a terminal or --quiet."""
         if self.quiet or not self._err.is_terminal:
-            yield Silent()
+            yield Silent(self.warn)
             return
         from rich.progress import BarColumn, SpinnerColumn, TaskProgressColumn, TextColumn, TimeRemainingColumn
         from rich.progress import Progress as Bars
@@ -134,7 +144,7 @@ class Console:
         )
         with bars:
             task = bars.add_task(label, total=total, rate="", note="")
-            yield _Bar(bars, task, unit)
+            yield _Bar(bars, task, unit, self.warn)
 
 
 def _drawn(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> Any:
@@ -154,8 +164,8 @@ def _drawn(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) ->
 
 
 class _Bar:
-    def __init__(self, bars: Any, task: Any, unit: str) -> None:
-        self.bars, self.task, self.unit = bars, task, unit
+    def __init__(self, bars: Any, task: Any, unit: str, warn: Callable[[str], None]) -> None:
+        self.bars, self.task, self.unit, self.warn = bars, task, unit, warn
         self.started, self.done = time.monotonic(), 0.0
 
     def advance(self, amount: float = 1, total: float | None = None) -> None:
