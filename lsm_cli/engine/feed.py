@@ -23,7 +23,7 @@ from lsm_cli.engine.ahead import ahead
 from lsm_cli.engine.setup import Setup
 from lsm_cli.errors import InputError
 from lsm_cli.kernels.ragged import Segments
-from lsm_cli.models.history import History, SharedHistory
+from lsm_cli.models.history import NARROW, History, SharedHistory
 from lsm_cli.models.ranking import RankingModel
 from lsm_cli.models.scorer import Scorer
 from lsm_cli.recipe import BY_ATTENTION
@@ -60,6 +60,7 @@ class Feed:
         if self.file is None and self.options.method in ("hard", "hybrid"):
             self.hard = HardSearch(setup.store, setup.hard_options(), setup.recipe.engine.search_index)
         self.soft = self.file is None and self.options.method in BY_ATTENTION
+        self.hashes = self.options.method in ("eta", "sdim")
         self.shares = setup.recipe.engine.share_histories
         # a soft search goes by the model as the step before left it, so its batches cannot be made ahead
         self.depth = 0 if self.soft else setup.recipe.engine.prefetch
@@ -121,7 +122,7 @@ class Feed:
     @torch.no_grad()
     def scores(self, everything: Batch, model: RankingModel) -> Tensor:
         """What a soft search goes by, for every behaviour of a batch: [N], -inf = never found."""
-        return self._scores(*model.keys(everything))
+        return self._scores(*model.keys(everything, self.hashes))
 
     def _pointers(self, index: np.ndarray) -> Pointers | None:
         """What a search of the store alone finds; None = the most recent."""
@@ -139,9 +140,9 @@ class Feed:
         """Score everything within reach and read the best; a history that several candidates read is read once."""
         queries = self.assembler.queries(index)
         shared = share(queries)
-        if not (self.shares and shared.pays):
+        if not (self.shares and shared.pays(model.spaces[-1].dim < NARROW)):
             everything = self.assembler.batch(index).to(self.device)
-            keys, query = model.keys(everything)
+            keys, query = model.keys(everything, self.hashes)
             return everything.select(*self._choose(self._scores(keys, query), keys.segments, queries))
         history, query = self._jointly(index, shared, queries, model)
         segments = Segments(torch.from_numpy(shared.offsets).to(self.device), shared.scores)
@@ -164,7 +165,7 @@ class Feed:
             seen = replace(histories, offsets=moments[0], age=moments[1], rank=moments[2]).to(device)
         nothing = Pointers(np.zeros(len(index) + 1, np.int64), np.empty(0, np.int64))
         candidates = self.assembler.batch(index[shared.order], nothing).to(device)
-        return model.shared_keys(histories, seen, candidates, shared.requests())
+        return model.shared_keys(histories, seen, candidates, shared.requests(), self.hashes)
 
     def _choose(self, scores: Tensor, segments: Segments, queries: Queries) -> tuple[Tensor, Tensor]:
         """The behaviours to read: those that score highest, the most recent, and what a hard search finds."""
@@ -185,7 +186,7 @@ class Feed:
 
     def _scores(self, keys: History | SharedHistory, query: Tensor) -> Tensor:
         options = self.options
-        if options.method not in ("eta", "sdim"):
+        if not self.hashes:
             return keys.scores(query, added=False) if options.score == "product" else keys.combined(query)
         tables = [(part.table, part.at) for part in keys.fields]
         ours, wanted = hashing.codes(tables, query, options.hashes, options.hash_bits)
