@@ -99,6 +99,8 @@ class Bank(nn.Module):
             behaviours = batch.history.get(name) if history else None
             target = batch.target.get(name)
             ids = [rows_of(ids) for ids in (behaviours, target) if ids is not None]
+            if not ids:  # a field that candidates lack, and nobody asks for behaviours
+                continue
             if learns:
                 ids = [self._hide(part, cast(Table, table)) for part in ids]
             rows = cast(Table, table).fetch(*ids, grad=learns)
@@ -152,6 +154,20 @@ class Bank(nn.Module):
                 gathered=True,
             )
         return found
+
+    def look(self, name: str, ids: Tensor) -> tuple[Tensor, Tensor]:
+        """One field's table [R, d], only to look at, and the rows in it of some ids: int64 [n]."""
+        place = self.names.index(name)
+        return cast(Table, self.tables[place]).weight, self.maps[place](ids).long()
+
+    @property
+    def looks(self) -> bool:
+        """Whether to look into the tables costs less than to fetch distinct rows: on the CPU, where these are searched
+        for and copied."""
+        if self.cached:
+            return False
+        weights = [cast(Table, table).weight for table in self.tables]
+        return all(weight.device.type == "cpu" and weight.dtype == torch.float32 for weight in weights)
 
     def reset(self) -> None:
         """All tables and the state of their optimisers as they were before the first step."""

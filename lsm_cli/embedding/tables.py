@@ -56,7 +56,7 @@ class RowMap(nn.Module):
         )
 
     def forward(self, ids: Tensor) -> Tensor:
-        return ids.clamp(max=self.rows - 1) if self.mapping is None else self.mapping[ids]
+        return ids.clamp(max=self.rows - 1) if self.mapping is None else self.mapping.index_select(0, ids)
 
 
 class Table(nn.Module):

@@ -88,6 +88,17 @@ class Space(nn.Module):
         """Where in time the behaviours lie, see `TemporalEncoding.places`."""
         return self.temporal.places(batch, segments) if self.temporal is not None else {}
 
+    def looked_up(self, batch: Batch, segments: Segments, distinct: bool) -> list[Part]:
+        """The side information of every behaviour, only to look at.
+
+        Args:
+            distinct: of each table only the rows that occur, each once, for those who compute something for every row.
+        """
+        if distinct or self.graph is not None or not self.bank.looks:
+            return self.parts(segments, self.fetch(batch, frozen=True))
+        found = (self.bank.look(name, batch.history[name]) for name in self.behaviour)
+        return [Part(table, Occurrences(rows, len(table), segments)) for table, rows in found]
+
     def parts(self, segments: Segments, rows: Rows) -> list[Part]:
         """The side information of every behaviour."""
         parts: dict[str, Part] = {}
