@@ -117,13 +117,12 @@ class Bank(nn.Module):
         return {name: table for name, table in found if isinstance(table, CachedTable)}
 
     def expect(self, batch: Batch, ahead: int, history: bool = True) -> None:
-        """Bring the rows of a coming batch, still on the host, into the caches; on the thread that makes batches."""
+        """Bring the rows of a coming batch into the caches, so many batches before it is read; on the thread that makes
+        batches, and without waiting for a device if the batch is still on the host."""
         for name, table in self.cached.items():
             rows_of = cast(RowMap, self.maps[self.names.index(name)])
-            if rows_of.mapping is not None and rows_of.mapping.is_cuda:
-                continue  # levels of a taxonomy are small and soon here
             parts = [batch.history.get(name) if history else None, batch.target.get(name)]
-            table.expect(torch.cat([rows_of(ids).long() for ids in parts if ids is not None]), ahead)
+            table.expect(torch.cat([rows_of(ids).long().cpu() for ids in parts if ids is not None]), ahead)
 
     def gather(
         self, batch: Batch, tables: Sequence[tuple[Tensor, Tensor | None]], history: bool = True
