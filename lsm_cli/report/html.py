@@ -16,7 +16,9 @@ h1{font-size:1.5rem;margin-bottom:.3rem}h2{font-size:1.1rem;margin:2rem 0 .6rem}
 .wide{overflow-x:auto}table{border-collapse:collapse;font-variant-numeric:tabular-nums}
 th,td{padding:.25rem .7rem;text-align:right;border-bottom:1px solid var(--line)}
 th:first-child,td:first-child,td.text{text-align:left}th{font-weight:600;color:var(--soft)}
-.facts td{text-align:left;vertical-align:top}.facts td:first-child{color:var(--soft);white-space:nowrap}
+td:not(.text){white-space:nowrap}
+.facts td{text-align:left;vertical-align:top;white-space:normal}
+.facts td:first-child{color:var(--soft);white-space:nowrap}
 .tiles{display:flex;flex-wrap:wrap;gap:.8rem;margin:1.2rem 0}
 .tiles div{background:var(--panel);border-radius:8px;padding:.7rem 1rem;min-width:8rem}
 .tiles b{display:block;font-size:1.5rem;font-weight:600;line-height:1.3}.tiles span{color:var(--soft);font-size:13px}
@@ -189,9 +191,9 @@ class Page:
 
 
 def _cell(value: Any) -> str:
-    """Numbers to the right, words to the left."""
+    """Numbers to the right, on one line; words and lists to the left."""
     text = "–" if value is None else str(value)
-    kind = ' class="text"' if text[:1].isalpha() else ""
+    kind = ' class="text"' if text[:1].isalpha() or text[:1] == "[" else ""
     return f"<td{kind}>{escape(text)}</td>"
 
 
