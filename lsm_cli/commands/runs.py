@@ -12,6 +12,7 @@ from lsm_cli.report.console import Console, count, size
 
 HARDWARE = ("python", "torch", "numpy", "platform", "cpus", "threads", "gpu")
 NAMES = {"auc": "AUC", "gauc": "GAUC", "logloss": "log loss", "calibration": "calibration"}
+SPARE = ("parameters", "memory", "store", "samples/s", "when (UTC)", "seed", "recipe", "state")
 COSTS = ("samples_per_second", "peak_memory_bytes", "parameters", "steps", "training_seconds")
 
 
@@ -60,7 +61,8 @@ def ls(
             notes.append("* on the validation samples")
         title = f"{root}: {f'{len(records):,} of ' if filters else ''}{len(found):,} run{'s' * (len(found) != 1)}"
         if rows:
-            console.table(title, [*columns, "samples/s", "memory", "parameters"], rows, note="; ".join(notes) or None)
+            note = "; ".join(notes) or None
+            console.table(title, [*columns, "samples/s", "memory", "parameters"], rows, note=note, spare=SPARE)
         else:
             console.text("; ".join([title, *notes]))
         if len(shown) > 1:

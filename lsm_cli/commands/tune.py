@@ -9,7 +9,7 @@ import shlex
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -275,9 +275,11 @@ def _finish(
     )
     if weights:
         shares = [[key, f"{share:.0%}"] for key, share in weights.items()]
-        console.table(f"What matters for {names[0]}", ["option", "share"], shares)
+        console.table(report.APART, ["option", "share"], shares, note=report.SETTLED)
     elif best:
         console.text("What matters cannot be told from so few trials that were trained to their end.")
+    if cells := report.choices(plan, trials):
+        console.table(f"Best {names[0]} of each choice", report.CHOICES, cells)
     failed = [row for row in rows if row.kind in ("failed", "infeasible")]
     if failed:
         reasons = [[row.number, row.kind, row.reason] for row in failed]
@@ -309,6 +311,7 @@ def _finish(
         "pareto": [entry(row) for row in leading] if plan.several else None,
         "objectives": {objective.name: objective.direction for objective in plan.objectives},
         "importances": weights,
+        "choices": [asdict(one) for one in results.choices(plan, trials)],
         "failures": [{"trial": row.number, "kind": row.kind, "reason": row.reason} for row in failed],
         "files": [str(file) for file in (*written, *files)],
         "storage": storage.hidden(tuning.url),

@@ -65,6 +65,17 @@ def test_the_best_trial_is_the_best_and_its_recipe_trains_as_it_is(
         assert raw[key.split(".")[0]][key.split(".")[1]] == wanted
 
 
+def test_the_best_of_each_choice_is_told(study: tuple[Path, dict[str, Any]]) -> None:
+    out, value = study
+    assert value["choices"]
+    for key in {one["key"] for one in value["choices"]}:
+        mine = [one for one in value["choices"] if one["key"] == key]
+        having = [trial for trial in trials(out) if key in trial.params]
+        assert sum(one["complete"] for one in mine) == sum(one["tried"] for one in mine) == len(having)
+        assert max(one["best"] for one in mine if one["complete"]) == max(trial.value for trial in having)
+    assert "of each choice" in (out / "report.html").read_text()
+
+
 def test_what_a_study_leaves(study: tuple[Path, dict[str, Any]]) -> None:
     out, value = study
     page = (out / "report.html").read_text()
