@@ -44,7 +44,9 @@ def run_page(setup: Setup, done: Finished, machine: dict[str, Any]) -> Page:
         rows.append([target, *_sure(entry), *_counts(entry)])
         if "truth" in entry:
             rows.append(["the truth (probabilities that drew the labels)", *_plain(entry["truth"])])
-    page.table(f"How sure: {done.split} samples, with 95% intervals", COLUMNS, rows)
+    known = any(error is not None for entry in done.targets.values() for error in (entry.get("error") or {}).values())
+    sure = "with 95% intervals" if known else "too few users for intervals"
+    page.table(f"How sure: {done.split} samples, {sure}", COLUMNS, rows)
     page.note(
         f"{GLOSSARY} Intervals say what another draw of users would give this model (errors clustered by user). What "
         "another seed gives, `lsm train --seeds 3` tells; whether a run is better than another, `lsm eval --baseline`, "

@@ -20,7 +20,9 @@ def hint(name: str, known: Iterable[str]) -> str:
     near = difflib.get_close_matches(name, known, 1, 0.6)
     if near:
         return f"; did you mean {near[0]!r}?"
-    listed = ", ".join(sorted(known)[:12]) + (", …" if len(known) > 12 else "")
+    listed = ", ".join(name if name.isprintable() else repr(name) for name in sorted(known)[:12]) + (
+        ", …" if len(known) > 12 else ""
+    )
     return f"; there is {listed}" if known else ""
 
 

@@ -16,7 +16,9 @@ h1{font-size:1.5rem;margin-bottom:.3rem}h2{font-size:1.1rem;margin:2rem 0 .6rem}
 .wide{overflow-x:auto}table{border-collapse:collapse;font-variant-numeric:tabular-nums}
 th,td{padding:.25rem .7rem;text-align:right;border-bottom:1px solid var(--line)}
 th:first-child,td:first-child,td.text,th.text{text-align:left}th{font-weight:600;color:var(--soft)}
-.facts td{text-align:left;vertical-align:top}.facts td:first-child{color:var(--soft);white-space:nowrap}
+td:not(.text){white-space:nowrap}
+.facts td{text-align:left;vertical-align:top;white-space:normal}
+.facts td:first-child{color:var(--soft);white-space:nowrap}
 .tiles{display:flex;flex-wrap:wrap;gap:.8rem;margin:1.2rem 0}
 .tiles div{background:var(--panel);border-radius:8px;padding:.7rem 1rem;min-width:8rem}
 .tiles b{display:block;font-size:1.5rem;font-weight:600;line-height:1.3}.tiles span{color:var(--soft);font-size:13px}
@@ -58,7 +60,7 @@ class Page:
         self.parts.append(f'<h2>{escape(title)}</h2><table class="facts">{body}</table>')
 
     def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-        """Columns of numbers to the right, of words to the left."""
+        """Columns of numbers to the right, each on one line; of words to the left."""
         cells = [["–" if cell is None else str(cell) for cell in row] for row in rows]
         words = [any(row[at] and row[at][0] not in "+-−–.0123456789" for row in cells) for at in range(len(columns))]
         kinds = [' class="text"' if word else "" for word in words]

@@ -221,10 +221,23 @@ def test_help_needs_no_heavy_import() -> None:
     assert result.stdout.strip() == "[]"
 
 
-def test_training_needs_neither_polars_nor_optuna(small_store: Path, tmp_path: Path) -> None:
+def test_what_a_gpu_machine_does_needs_neither_polars_nor_optuna(small_store: Path, tmp_path: Path) -> None:
+    """A store built elsewhere is trained on, judged, searched and gone on with; `lsm profile` has a test of its own."""
     code = (
         "import sys; sys.modules['polars'] = sys.modules['optuna'] = None; "
-        "from lsm_cli.main import main; sys.argv[0] = 'lsm'; main()"
+        "from lsm_cli.main import app\n"
+        "for command in sys.argv[1:]: assert not app(command.split(), standalone_mode=False), command"
     )
-    command = ["train", "-r", "tin", "--data", small_store, "--out", tmp_path / "run", "-q", *SMALL]
-    subprocess.run([sys.executable, "-c", code, *map(str, command)], check=True, capture_output=True)
+    first, again, small = tmp_path / "first", tmp_path / "again", " ".join(SMALL)
+    commands = [
+        f"train -r hier_hard --data {small_store} --out {first} -q train.epochs=1 {small}",
+        f"train --from {first} --out {again} -q",
+        f"eval {first} --shuffle-history --attention -q",
+        f"eval {first} --baseline {again} -q",
+        f"search -r twin --data {small_store} --run {first} -q train.threads=1",
+        f"runs {tmp_path} -q",
+        "recipes ls -q",
+    ]
+    result = subprocess.run([sys.executable, "-c", code, *commands], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert (again / "model.safetensors").read_bytes() == (first / "model.safetensors").read_bytes()

@@ -15,6 +15,7 @@ import pytest
 
 from lsm_cli.commands.build import find_description, parse_size
 from lsm_cli.data.description import load_description
+from lsm_cli.data.wording import hint
 from lsm_cli.errors import InputError
 from tests.data.building import DESCRIPTION, EVENTS, Row, anchors, build, event, sample, write
 
@@ -111,7 +112,9 @@ LOGS: dict[str, tuple[Change, str]] = {
         both(CSV, file("events.csv", "1,2,3\n"), put("events.0.columns", ["user", "item"])),
         r"events\.csv has 3 columns, `columns` names 2",
     ),
-    "csv with a torn line": (both(CSV, file("events.csv", "user,item,ts\n1,2,3\n1,2,3,4,5\n")), r"events\.csv: cannot be read"),
+    "csv with a torn line": (both(CSV, file("events.csv", "user,item,ts\n1,2,3\n1,2,3,4,5\n")), r"events\.csv: cannot be read.*more fields than the header"),
+    "csv with half a quotation": (both(CSV, file("events.csv", 'user,item,ts\n1,2,3\n"1,2,3\n1,2,3\n')), r"events\.csv: cannot be read.*without its second"),
+    "csv in latin-1": (both(CSV, file("events.csv", b"user,item,ts\n1,caf\xe9,3\n")), r"events\.csv: cannot be read.*save it as UTF-8"),
     "time that is text": (
         both(CSV, file("events.csv", "user,item,ts\n1,2,yesterday\n1,2,today\n")),
         r"column 'ts' \(events\[0\]\.time\) cannot be read as a time, e\.g\. 'yesterday'",
@@ -220,3 +223,7 @@ def test_names_and_sizes() -> None:
         parse_size("1MiB")
     with pytest.raises(InputError, match="no such file or shipped dataset; did you mean 'taobao'"):
         find_description("taoboa")
+
+
+def test_a_binary_file_does_not_write_on_the_terminal() -> None:
+    assert hint("user", ["\x1b[2J\x07"]) == "; there is '\\x1b[2J\\x07'" and hint("user", ["nom"]) == "; there is nom"

@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 
 from lsm_cli.main import app
 from lsm_cli.report.html import Page, _ticks
+from tests.small import write_store
 
 UNHURRIED = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # machines may be busy
 VOID = {"meta", "line", "circle", "rect", "polyline", "br", "img", "hr"}
@@ -79,6 +80,14 @@ def test_the_page_of_a_run_answers_a_manager(pages: tuple[str, str], small_store
         assert words in pages[0], words
     for words in ("seed 0", "seed 1", "±", "mean ± sd", "Learning curve", "peak memory"):
         assert words in pages[1], words
+
+
+def test_few_users_are_said_to_be_few(tmp_path: Path) -> None:
+    store, run = write_store(tmp_path / "store", users=6, samples=300), tmp_path / "run"
+    command = ["train", "-r", "dnn", "--data", str(store), "--out", str(run), "train.threads=1", "train.epochs=1"]
+    assert CliRunner().invoke(app, command).exit_code == 0
+    page = (run / "report.html").read_text()
+    assert "How sure: test samples, too few users for intervals" in page and "±" not in page
 
 
 @UNHURRIED

@@ -121,12 +121,20 @@ def check_column(
     return False
 
 
+_REMEDIES = {  # what polars says of a csv file -> what to do
+    "utf-8": "; save it as UTF-8",
+    "more fields than defined": "; a row has more fields than the header; quote texts with the separator in them",
+    "could not parse": "; is there a quotation mark without its second?",
+}
+
+
 def unreadable(file: Path, error: Exception) -> InputError:
     reason = str(getattr(error, "strerror", None) or error).strip().splitlines()
     text = reason[0][:200] if reason else type(error).__name__
     if "empty" in text or "NoDataError" in type(error).__name__:
         return InputError(f"{file}: the file is empty; remove it or write it again")
-    return InputError(f"{file}: cannot be read: {text}")
+    remedy = next((then for words, then in _REMEDIES.items() if words in text.lower()), "")
+    return InputError(f"{file}: cannot be read: {text}{remedy}")
 
 
 def _integral(dtype: pl.DataType | None) -> bool:
