@@ -72,8 +72,9 @@ class RankingModel(Scorer):
         if decoupled:
             seed = train.seed + 104_729
             self.attention = Space(
-                recipe, seen, category_rows, options.attention_dim, True, seed, targets, groups, self.items
-            )
+                recipe, seen, category_rows, options.attention_dim, True, seed, targets, groups, self.items,
+                options.attention_std,
+            )  # fmt: skip
         self.spaces = [self.space] if self.attention is None else [self.space, self.attention]
         self.reader = (
             _reader(recipe, self.space.width, self.attention.width if self.attention else 0, len(groups or [[]]))
