@@ -41,7 +41,7 @@ CONTENDERS = {
     "dare": ["dare", "model.temporal_start=zero", "model.attention_std=0.8"],
 }
 TRAIN = ["train.epochs=1", "train.evaluations=4", "train.valid_samples=8000"]
-FIELDS = ("item", "category4", "category3")
+FIELDS = ("item", "category4", "category3", "category2")
 JUDGED, CHUNK = 3_000, 500  # test samples whose finds are looked at, and how many at a time
 
 

@@ -84,8 +84,8 @@ class ModelOptions(Options):
     )
     temporal_start: Literal["random", "zero"] = Field(
         "random",
-        description="fresh temporal encodings: random as embedding rows are, or zero, so that attention and its search "
-        "go by what a behaviour was until they have learned when",
+        description="fresh temporal encodings where attention looks: random as embedding rows are, or zero, so that it "
+        "and its search go by what a behaviour was until they have learned when",
     )
     intervals: int = Field(32, ge=2, le=512, description="log-spaced time-interval buckets, one second to two years")
     ranks: int = Field(32, ge=2, le=4096, description="log-spaced rank buckets")

@@ -35,6 +35,7 @@ class Space(nn.Module):
         groups: fields that each head of the attention sees, if there is an attention that goes by this space.
         items: the item graph's vectors, a further field of behaviours and candidates; None = without it.
         std: standard deviation of fresh side information; 0 = the recipe's `init_std`.
+        timeless: its temporal encodings start at zero.
     """
 
     def __init__(
@@ -49,6 +50,7 @@ class Space(nn.Module):
         groups: list[list[str]] | None = None,
         items: ItemVectors | None = None,
         std: float = 0.0,
+        timeless: bool = False,
     ) -> None:
         super().__init__()
         options, train = recipe.model, recipe.train
@@ -73,7 +75,7 @@ class Space(nn.Module):
                 self.width,
                 options.temporal,
                 buckets,
-                options.init_std if options.temporal_start == "random" else 0.0,
+                0.0 if timeless else options.init_std,
                 targets,
                 options.time_tables,
             )
