@@ -4,12 +4,12 @@
     python benchmarks/decoupled.py --data stores/retail --runs runs/decoupled --out benchmarks/results/decoupled.json
 
 Three conditions, as identities can do what attention should: with the match bias of the attention and match evidence in
-the head; without the bias; without both, where attention alone has to find and tell, as in the papers. Every contender
-may start as shipped, or from what the other was offered too: temporal encodings from zero, wider rows. For each run:
+the head; without the bias; without both, where attention alone has to find and tell. `--recipes` takes overrides, as in
+"twin model.temporal_start=zero", so that one can start from what the other does. For each run:
 
   start, found  matching behaviours among the K found, of those there are (K at most), before training and after it:
                 mean over test samples that have any, by field
-  shared finds  of the K found, the share that the first contender of its condition finds too
+  shared finds  of the K found, the share that the first recipe of the condition finds too
   curve         epochs, training loss, validation AUC
 
 Runs are kept in --runs and results in --out, so that an interrupted table goes on where it stopped.
@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -27,18 +28,9 @@ import numpy as np
 from accuracy import KEYS, call, opened, spread
 
 CONDITIONS = {
-    "match bias and evidence": [],
-    "no match bias": ["model.match_bias=false"],
-    "no match bias, no evidence": ["model.match_bias=false", "model.evidence=false"],
-}
-CONTENDERS = {
-    "twin, random time": ["twin", "model.temporal_start=random"],
-    "twin": ["twin", "model.temporal_start=zero"],
-    "twin, wider start": ["twin", "model.temporal_start=zero", "model.init_std=0.55"],
-    "dare, random time": ["dare", "model.temporal_start=random", "model.attention_std=0"],
-    "dare, random time, wider start": ["dare", "model.temporal_start=random", "model.attention_std=0.8"],
-    "dare, same start": ["dare", "model.temporal_start=zero", "model.attention_std=0"],
-    "dare": ["dare", "model.temporal_start=zero", "model.attention_std=0.8"],
+    "bias and evidence": [],
+    "no bias": ["model.match_bias=false"],
+    "neither": ["model.match_bias=false", "model.evidence=false"],
 }
 TRAIN = ["train.epochs=1", "train.evaluations=4", "train.valid_samples=8000"]
 FIELDS = ("item", "category4", "category3", "category2")
@@ -65,8 +57,8 @@ class Finds:
         if run is not None:
             RunFolder.open(run).fill(model)
         feed = Feed(self.setup, "test")
-        every = np.random.default_rng(0).permutation(len(feed))
-        self.samples, self.assembler = np.sort(every[:JUDGED]), feed.assembler
+        drawn = np.random.default_rng(0).choice(len(feed), min(JUDGED, len(feed)), replace=False)
+        self.samples, self.assembler = np.sort(drawn), feed.assembler
         parts = [feed.find(self.samples[at : at + CHUNK], model.eval()) for at in range(0, len(self.samples), CHUNK)]
         lengths = np.concatenate([np.diff(part.offsets) for part in parts])
         offsets = np.concatenate([[0], np.cumsum(lengths)])
@@ -121,15 +113,22 @@ def trained(store: Path, options: list[str], seed: int, run: Path) -> dict[str, 
     return {**{key: test[key] for key in KEYS}, "curve": curve}
 
 
+def looked_at(store: Path, options: list[str], seed: int, run: Path, first: Finds | None) -> dict[str, Any]:
+    """What the model finds when fresh and when trained, and what of it the first recipe finds too."""
+    fresh, made = Finds(store, [*options, f"train.seed={seed}"], None), Finds(store, options, run)
+    shares = {} if first is None else {"shared_finds": made.shared(first)}
+    return {"start": fresh.matching(), "found": made.matching(), **shares}
+
+
 def table(results: dict[str, Any]) -> str:
     """Mean (and spread) over seeds, in Markdown."""
     lines = [
-        "| condition | K | contender | AUC | GAUC | items found: start | items found | shared finds |",
+        "| condition | K | recipe | AUC | GAUC | items found: start | items found | shared finds |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for entry in results.values():
         runs = list(entry["seeds"].values())
-        cells = [entry["condition"], str(entry["k"]), entry["contender"]]
+        cells = [entry["condition"], str(entry["k"]), entry["recipe"]]
         cells += [spread([one[key] for one in runs]) for key in ("auc", "gauc")]
         cells += [f"{runs[0][when].get('item', 0):.3f}" for when in ("start", "found")]
         cells.append("".join(f"{one['shared_finds']:.2f}" for one in runs[:1] if "shared_finds" in one))
@@ -141,7 +140,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--conditions", nargs="+", default=list(CONDITIONS), choices=list(CONDITIONS))
-    parser.add_argument("--contenders", nargs="+", default=["twin", "dare"], choices=list(CONTENDERS))
+    parser.add_argument("--recipes", nargs="+", default=["twin", "dare"])
     parser.add_argument("--top-k", nargs="+", type=int, default=[50])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1])
     parser.add_argument("--threads", type=int, default=1)
@@ -153,24 +152,18 @@ def main() -> None:
     jobs = [(s, k, c) for s in arguments.seeds for k in arguments.top_k for c in arguments.conditions]
     for seed, k, condition in jobs:
         first: Finds | None = None
-        for contender in arguments.contenders:
-            key = f"{contender} | {condition}@{k}"
-            entry = results.setdefault(key, {"contender": contender, "condition": condition, "k": k, "seeds": {}})
-            common = [f"search.top_k={k}", f"train.threads={arguments.threads}", *TRAIN, *arguments.set]
-            entry["options"] = [*CONTENDERS[contender], *CONDITIONS[condition]]
-            options = [*entry["options"], *common]
-            run = arguments.runs / f"{contender}-{condition}-{k}-{seed}".replace(",", "").replace(" ", "_")
+        for recipe in arguments.recipes:
+            key = f"{recipe} | {condition}@{k}"
+            entry = results.setdefault(key, {"recipe": recipe, "condition": condition, "k": k, "seeds": {}})
+            options = [*recipe.split(), *CONDITIONS[condition], f"search.top_k={k}", *TRAIN, *arguments.set]
+            options.append(f"train.threads={arguments.threads}")
+            run = arguments.runs / re.sub(r"[^\w.=-]+", "_", f"{key}-{seed}")
             if str(seed) not in entry["seeds"]:
                 value = trained(arguments.data, options, seed, run)
-                fresh = Finds(arguments.data, [*options, f"train.seed={seed}"], None)
-                made = Finds(arguments.data, options, run)
-                value |= {"start": fresh.matching(), "found": made.matching()}
-                if first is not None:
-                    value["shared_finds"] = made.shared(first)
-                entry["seeds"][str(seed)] = value
+                entry["seeds"][str(seed)] = value | looked_at(arguments.data, options, seed, run, first)
                 save()
-                print(key, seed, value, file=sys.stderr, flush=True)
-            if contender == arguments.contenders[0] and run.is_dir():
+                print(key, seed, entry["seeds"][str(seed)], file=sys.stderr, flush=True)
+            if recipe == arguments.recipes[0] and run.is_dir():
                 first = Finds(arguments.data, options, run)
     print(table(results))
 
