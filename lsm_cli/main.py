@@ -245,6 +245,56 @@ def evaluate(
 
 
 @app.command()
+def export(
+    run: Annotated[Path, typer.Argument(help="Folder of a run.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the exported model.", show_default=False)],
+    data: Annotated[
+        Path | None, typer.Option("--data", help="Store to check it on.", show_default="the run's own")
+    ] = None,
+    tables: Annotated[str, typer.Option(help="How embedding rows are kept: fp32, bf16 or int8.")] = "fp32",
+    compiled: Annotated[
+        bool | None,
+        typer.Option("--compile/--no-compile", help="Also compile it (C++).", show_default="with a C++ compiler"),
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an exported model.")] = False,
+    json: Json = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Write a run as a folder that scores requests without lsm: program, tables, vocabularies, scorer.py."""
+
+    def work(console: Any) -> dict[str, Any]:
+        from lsm_cli.commands import export as command
+
+        return command.export(console, run, out, data, tables, compiled, overwrite)
+
+    _run(work, json, quiet, debug)
+
+
+@app.command()
+def score(
+    model: Annotated[Path, typer.Argument(help="Folder made by `lsm export`.")],
+    data: Annotated[Path | None, typer.Option("--data", help="Store to score.", show_default="the run's own")] = None,
+    split: Annotated[str, typer.Option(help="Samples to score.")] = "test",
+    compiled: Annotated[
+        bool | None,
+        typer.Option("--compiled/--portable", help="Which program.", show_default="compiled where there is one"),
+    ] = None,
+    json: Json = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Test an exported model on a store."""
+
+    def work(console: Any) -> dict[str, Any]:
+        from lsm_cli.commands import export as command
+
+        return command.score(console, model, data, split, compiled)
+
+    _run(work, json, quiet, debug)
+
+
+@app.command()
 def profile(
     recipe: RecipeName,
     data: Data,
@@ -481,6 +531,7 @@ def runs_ls(
         typer.Option("--filter", "-f", help="key=value or a comparison, as 'click.auc>0.8'; may be repeated."),
     ] = None,
     limit: Annotated[int, typer.Option(help="Most runs shown; 0 = all.", min=0)] = 50,
+    trials: Annotated[bool, typer.Option("--trials", help="Show the trials of studies, too.")] = False,
     json: Json = False,
     quiet: Quiet = False,
     debug: Debug = False,
@@ -490,7 +541,7 @@ def runs_ls(
     def work(console: Any) -> dict[str, Any]:
         from lsm_cli.commands import runs
 
-        return runs.ls(console, folder, sort, reverse, filters, limit)
+        return runs.ls(console, folder, sort, reverse, filters, limit, trials)
 
     _run(work, json, quiet, debug)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -55,13 +56,58 @@ class Batch:
     def to(self, device: torch.device) -> Batch:
         if device.type == "cpu":
             return self
+        return self.moved(lambda tensors: [tensor.to(device, non_blocking=True) for tensor in tensors])
 
-        def move(value: Any) -> Any:
+    def moved(self, move: Callable[[Sequence[Tensor]], Sequence[Tensor]]) -> Batch:
+        """With other tensors in the place of its own, which `move` is given all at once."""
+        flat: list[Tensor] = []
+        for value in vars(self).values():
+            flat += value.values() if isinstance(value, dict) else [] if value is None else [value]
+        moved = iter(move(flat))
+
+        def placed(value: Any) -> Any:
             if isinstance(value, dict):
-                return {name: move(tensor) for name, tensor in value.items()}
-            return None if value is None else value.to(device, non_blocking=True)
+                return {name: next(moved) for name in value}
+            return None if value is None else next(moved)
 
-        return Batch(**{name: move(value) for name, value in vars(self).items()})
+        return Batch(**{name: placed(value) for name, value in vars(self).items()})
+
+    def part(self, low: int, high: int) -> Batch:
+        """Samples low … high - 1, which share memory with the batch."""
+        first, last = self.span(low, high)
+        return Batch(
+            self.offsets[low : high + 1] - first,
+            {name: ids[first:last] for name, ids in self.history.items()},
+            self.age[first:last],
+            self.rank[first:last],
+            {name: ids[low:high] for name, ids in self.target.items()},
+            self.calendar[low:high],
+            self.statistics[low:high],
+            self.labels[low:high],
+            self.user[low:high],
+            None if self.matches is None else self.matches[low:high],
+        )
+
+    def span(self, low: int, high: int) -> tuple[int, int]:
+        """Where the behaviours of samples low … high - 1 begin and end; waits for the device."""
+        first, last = self.offsets[[low, high]].tolist()
+        return first, last
+
+    @staticmethod
+    def join(parts: Sequence[Batch]) -> Batch:
+        """All samples of several batches, in order."""
+        if len(parts) == 1:
+            return parts[0]
+
+        def each(name: str) -> Any:
+            values = [getattr(part, name) for part in parts]
+            if isinstance(values[0], dict):
+                return {key: torch.cat([value[key] for value in values]) for key in values[0]}
+            return None if values[0] is None else torch.cat(values)
+
+        lengths = torch.cat([part.offsets.diff() for part in parts])
+        offsets = torch.cat([lengths.new_zeros(1), lengths.cumsum(0)])
+        return Batch(offsets, **{name: each(name) for name in vars(parts[0]) if name != "offsets"})
 
     def select(self, offsets: Tensor, where: Tensor) -> Batch:
         """The same samples with some of their behaviours: int64 [B + 1], and positions int64 [n], ascending."""
@@ -151,10 +197,11 @@ class Assembler:
 
     def lengths(self, index: np.ndarray) -> np.ndarray:
         """Visible history lengths of samples, after truncation: int64 [len(index)]."""
-        _, first, end = self._range(index)
+        _, first, end = self.bounds(index)
         return end - first
 
-    def _range(self, index: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def bounds(self, index: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Whose history samples read, and where it begins and ends after truncation: int64 [len(index)] each."""
         user = self.user[index].astype(np.int64)
         if self.borrowed is None:
             end = self.end[index]
@@ -169,7 +216,7 @@ class Assembler:
         if self.sample_category is not None:
             node = self.sample_category[index]
             target |= {name: level.take(node) for name, level in self.sample_levels.items()}
-        return Queries(*self._range(index), self.time[index], target)
+        return Queries(*self.bounds(index), self.time[index], target)
 
     def batch(self, index: np.ndarray, read: Pointers | None = None) -> Batch:
         """Gather the samples `index` (any order, int64 [B]).
@@ -177,7 +224,7 @@ class Assembler:
         Args:
             read: the behaviours of each sample; the most recent `max_len` if not given.
         """
-        _, first, end = self._range(index)
+        _, first, end = self.bounds(index)
         if read is None:
             offsets = np.zeros(len(index) + 1, np.int64)
             np.cumsum(end - first, out=offsets[1:])

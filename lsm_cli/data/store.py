@@ -78,6 +78,7 @@ class Store:
         self.path, self.manifest = path, manifest
         self._columns: dict[str, np.ndarray] = {}
         self._samples: dict[str, Samples] = {}
+        self.resident: dict[str, Any] = {}  # columns that were placed on a device, see `data.resident`
 
     @classmethod
     def open(cls, path: str | Path) -> Store:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import cast
 
@@ -11,8 +12,11 @@ from torch import Tensor, nn
 
 from lsm_cli.data.batches import Batch
 from lsm_cli.data.store import Field
+from lsm_cli.embedding.cached import CachedTable
 from lsm_cli.embedding.optimizer import RowOptimizer, row_optimizer
 from lsm_cli.embedding.tables import RowMap, Rows, Table
+from lsm_cli.embedding.tiers import ON_DEVICE, Tier
+from lsm_cli.kernels import ragged
 
 
 @dataclass
@@ -23,11 +27,22 @@ class Fetched:
         rows: distinct rows of the field's table.
         history: int64 [N], positions in `rows` of the behaviours; None if the behaviours lack the field.
         target: int64 [B], the same for the candidates.
+        gathered: whether row i of `rows` is behaviour i's, and the candidates' follow: then `rows` are not distinct.
     """
 
     rows: Rows
     history: Tensor | None
     target: Tensor | None
+    gathered: bool = False
+
+    def part(self, behaviours: slice, samples: slice) -> Fetched:
+        """The same rows for some samples of the batch."""
+        history = None if self.history is None else self.history[behaviours]
+        return Fetched(self.rows, history, None if self.target is None else self.target[samples])
+
+
+def _widened(rows: Tensor, scale: Tensor | None) -> Tensor:
+    return rows.float() if scale is None else rows.float() * scale.unsqueeze(1)
 
 
 class Bank(nn.Module):
@@ -41,6 +56,7 @@ class Bank(nn.Module):
         optimizer: `adagrad` or `adam`.
         unknown: share of ids shown as unknown in training.
         dtype: of the tables.
+        tier: where tables lie that are larger than their cache.
     """
 
     def __init__(
@@ -53,6 +69,7 @@ class Bank(nn.Module):
         unknown: float,
         seed: int,
         dtype: torch.dtype = torch.float32,
+        tier: Tier = ON_DEVICE,
     ) -> None:
         super().__init__()
         self.names = [field.name for field in fields]
@@ -62,8 +79,12 @@ class Bank(nn.Module):
         self.optimizers = nn.ModuleList()
         for position, field in enumerate(fields):
             self.maps.append(RowMap(field.rows, category_rows if field.level else None))
-            self.tables.append(Table(field.rows, dim, std, seed * 1009 + position, dtype))
-            self.optimizers.append(row_optimizer(optimizer, field.rows, dim))
+            held = tier.held(field.rows)
+            moves = row_optimizer(optimizer, held, dim)
+            of_table = (field.rows, dim, std, seed * 1009 + position, dtype)
+            whole = held == field.rows
+            self.tables.append(Table(*of_table) if whole else CachedTable(*of_table, moves, tier))
+            self.optimizers.append(moves)
 
     def fetch(self, batch: Batch, history: bool = True, frozen: bool = False) -> dict[str, Fetched]:
         """Read the rows of one batch; in training mode they collect gradients and some ids are hidden.
@@ -84,6 +105,51 @@ class Bank(nn.Module):
             local = iter(rows.local)
             found[name] = Fetched(
                 rows, None if behaviours is None else next(local), None if target is None else next(local)
+            )
+        return found
+
+    @property
+    def cached(self) -> dict[str, CachedTable]:
+        """The tables that the device holds in part."""
+        found = zip(self.names, self.tables, strict=True)
+        return {name: table for name, table in found if isinstance(table, CachedTable)}
+
+    def expect(self, batch: Batch, ahead: int, history: bool = True) -> None:
+        """Bring the rows of a coming batch, still on the host, into the caches; on the thread that makes batches."""
+        for name, table in self.cached.items():
+            rows_of = cast(RowMap, self.maps[self.names.index(name)])
+            if rows_of.mapping is not None and rows_of.mapping.is_cuda:
+                continue  # levels of a taxonomy are small and soon here
+            parts = [batch.history.get(name) if history else None, batch.target.get(name)]
+            table.expect(torch.cat([rows_of(ids).long() for ids in parts if ids is not None]), ahead)
+
+    def gather(
+        self, batch: Batch, tables: Sequence[tuple[Tensor, Tensor | None]], history: bool = True
+    ) -> dict[str, Fetched]:
+        """As `fetch`, only to look at, with a row for every behaviour and candidate: nothing depends on how many are
+        distinct. Tables of few rows come as they are.
+
+        Args:
+            tables: of every field the rows [R, d], and what each is multiplied with [R]; None = nothing.
+        """
+        found = {}
+        for name, rows_of, (weight, scale) in zip(self.names, self.maps, tables, strict=True):
+            behaviours = batch.history.get(name) if history else None
+            target = batch.target.get(name)
+            ids = [None if part is None else rows_of(part).long() for part in (behaviours, target)]
+            if len(weight) <= ragged.FEW:
+                every = torch.arange(len(weight), device=weight.device)
+                found[name] = Fetched(Rows(every, _widened(weight, scale), ()), ids[0], ids[1])
+                continue
+            index = torch.cat([part for part in ids if part is not None])
+            rows = _widened(weight.index_select(0, index), None if scale is None else scale.index_select(0, index))
+            first = 0 if behaviours is None else batch.behaviours
+            own, candidates = (torch.arange(n, device=weight.device) for n in (first, batch.size))
+            found[name] = Fetched(
+                Rows(index, rows, ()),
+                None if behaviours is None else own,
+                None if target is None else candidates + first,
+                gathered=True,
             )
         return found
 

@@ -26,11 +26,11 @@ class Compute:
     device: torch.device
     precision: str  # fp32, bf16 or fp16
 
-    def autocast(self) -> Any:
+    def autocast(self, keep_casts: bool = True) -> Any:
         if self.precision == "fp32":
             return nullcontext()
         dtype = torch.bfloat16 if self.precision == "bf16" else torch.float16
-        return torch.autocast(self.device.type, dtype=dtype)
+        return torch.autocast(self.device.type, dtype=dtype, cache_enabled=keep_casts)
 
     def describe(self) -> str:
         if self.device.type == "cuda":

@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import closing
-from typing import Any
+from functools import partial
+from typing import Any, cast
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from lsm_cli.data.batches import Batch
 from lsm_cli.engine import certainty, metrics, trace
 from lsm_cli.engine.calibration import curve
 from lsm_cli.engine.device import Compute
 from lsm_cli.engine.feed import Feed
+from lsm_cli.engine.replay import Replay
 from lsm_cli.engine.setup import Setup
 from lsm_cli.engine.slices import slices
 from lsm_cli.errors import InputError
+from lsm_cli.models.ranking import RankingModel
 from lsm_cli.models.scorer import Scorer
 from lsm_cli.report.console import Progress, Silent
 
@@ -30,6 +34,7 @@ def score(
 ) -> np.ndarray:
     """Logits of samples `index`, in that order: float32 [n, targets]."""
     progress = progress or Silent()
+    feed.tell(progress.warn)
     groups, logits = list(scoring_batches(feed, index)), list[Tensor]()
     for found in scores(model, feed, compute, groups):
         progress.advance(len(groups[len(logits)]))
@@ -52,20 +57,37 @@ def scoring_batches(feed: Feed, index: np.ndarray) -> Iterator[np.ndarray]:
 def scores(model: Scorer, feed: Feed, compute: Compute, groups: Iterable[np.ndarray]) -> Generator[Tensor, None, None]:
     """Logits of each group of samples, float32 [n, targets], on the device; scoring and profiling alike."""
     model.eval()
+    replay = Replay(cast(RankingModel, model), compute) if feed.replays else None
     with closing(feed.batches(groups, model)) as made:
         while True:
             with trace.part(trace.DATA):
                 batch = next(made, None)
             if batch is None:
                 return
-            with trace.part(trace.FETCH):
-                rows = model.fetch(batch)
-            with trace.part(trace.NUMBERS), compute.autocast():
-                logits = model(batch, rows)
-            with trace.part(trace.LOSS):
-                found = logits.float()
-            del batch, rows
+            found = feed.scoring.run(batch.size, partial(_scored, model, compute, replay, batch))
+            del batch
             yield found
+
+
+def _scored(
+    model: Scorer, compute: Compute, replay: Replay | None, batch: Batch, bounds: Sequence[tuple[int, int]]
+) -> Tensor:
+    """Logits of a batch, piece by piece."""
+    found = []
+    for low, high in bounds:
+        part = batch if high - low == batch.size else batch.part(low, high)
+        if replay is not None:
+            with trace.part(trace.ATTENTION):
+                found.append(replay(part))
+            continue
+        with trace.part(trace.FETCH):
+            rows = model.fetch(part)
+        with trace.part(trace.NUMBERS), compute.autocast():
+            logits = model(part, rows)
+        with trace.part(trace.LOSS):
+            found.append(logits.float())
+        del part, rows, logits
+    return found[0] if len(found) == 1 else torch.cat(found)
 
 
 def validate(logits: np.ndarray, feed: Feed, index: np.ndarray, targets: list[str]) -> dict[str, Any]:

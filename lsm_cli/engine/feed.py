@@ -6,7 +6,7 @@ everything within reach is scored, and only what is selected goes on, so no grad
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import cast
@@ -17,11 +17,14 @@ from torch import Tensor
 
 from lsm_cli.data.batches import Batch, Pointers, Queries
 from lsm_cli.data.orders import ragged_arange
+from lsm_cli.data.resident import Resident
 from lsm_cli.data.views import View
 from lsm_cli.engine import trace
 from lsm_cli.engine.ahead import ahead
+from lsm_cli.engine.fitting import Pieces, out_of_memory
+from lsm_cli.engine.ring import Ring
 from lsm_cli.engine.setup import Setup
-from lsm_cli.errors import InputError
+from lsm_cli.errors import InputError, LsmError
 from lsm_cli.kernels.ragged import Segments
 from lsm_cli.models.history import History, SharedHistory
 from lsm_cli.models.ranking import RankingModel
@@ -61,8 +64,15 @@ class Feed:
             self.hard = HardSearch(setup.store, setup.hard_options(), setup.recipe.engine.search_index)
         self.soft = self.file is None and self.options.method in BY_ATTENTION
         self.shares = setup.recipe.engine.share_histories
+        self.ring, self.resident = None, None
+        if self.device.type == "cuda" and setup.recipe.engine.pinned:
+            self.ring = Ring(self.device, setup.recipe.engine.prefetch + 2)
+        if setup.on_device:
+            self.resident = self._resident()
+        self.replays = setup.replays
         # a soft search goes by the model as the step before left it, so its batches cannot be made ahead
         self.depth = 0 if self.soft else setup.recipe.engine.prefetch
+        self.gathering, self.scoring = Pieces("gathering of a batch", self.device), Pieces("scoring", self.device)
 
     def __len__(self) -> int:
         return len(self.assembler)
@@ -76,8 +86,23 @@ class Feed:
             return reach
         return np.minimum(reach, self.options.top_k + self.options.recent)
 
-    def batch(self, index: np.ndarray, model: Scorer) -> Batch:
-        """The samples `index` on the device, with the behaviours that the model is to read."""
+    def batch(self, index: np.ndarray, model: Scorer, ahead: int = 0) -> Batch:
+        """The samples `index` on the device, with the behaviours that the model is to read.
+
+        Args:
+            ahead: it is made so many batches before it is read; its embedding rows are then brought nearer too.
+        """
+
+        def gathered(bounds: Sequence[tuple[int, int]]) -> Batch:
+            return Batch.join([self._batch(index[low:high], model, ahead) for low, high in bounds])
+
+        return self.gathering.run(len(index), gathered)
+
+    def tell(self, hear: Callable[[str], None]) -> None:
+        """Who hears what had to be done in pieces."""
+        self.gathering.tell = self.scoring.tell = hear
+
+    def _batch(self, index: np.ndarray, model: Scorer, ahead: int) -> Batch:
         with torch.no_grad():
             with trace.part(trace.SEARCH):
                 if self.soft:
@@ -85,7 +110,7 @@ class Feed:
                 else:
                     read = self._pointers(index)
             if not self.soft:
-                batch = self._assembled(index, read)
+                batch = self._assembled(index, read, model if ahead else None, ahead)
             if self.matches is not None:
                 with trace.part(trace.NUMBERS):
                     queries = self.assembler.queries(index)
@@ -95,13 +120,32 @@ class Feed:
 
     def batches(self, groups: Iterable[np.ndarray], model: Scorer) -> Generator[Batch, None, None]:
         """`batch` of each group of samples, in order; on a thread ahead of their use if the recipe says so."""
-        return ahead(lambda index: self.batch(index, model), groups, self.depth)
+        return ahead(lambda index: self.batch(index, model, self.depth), groups, self.depth)
 
-    def _assembled(self, index: np.ndarray, read: Pointers | None) -> Batch:
+    def _assembled(
+        self, index: np.ndarray, read: Pointers | None = None, expects: Scorer | None = None, ahead: int = 0
+    ) -> Batch:
+        if self.resident is not None:  # on a GPU the ids of its behaviours are not known here
+            with trace.part(trace.DATA):
+                return self.resident.batch(index, read)
         with trace.part(trace.DATA):
             batch = self.assembler.batch(index, read)
+            if expects is not None:
+                expects.expect(batch, ahead)
         with trace.part(trace.COPY):
-            return batch.to(self.device)
+            return batch.to(self.device) if self.ring is None else batch.moved(self.ring.move)
+
+    def _moved(self, tensors: Sequence[Tensor]) -> Sequence[Tensor]:
+        """Host tensors on the device."""
+        return [tensor.to(self.device) for tensor in tensors] if self.ring is None else self.ring.move(tensors)
+
+    def _resident(self) -> Resident:
+        try:
+            return Resident(self.assembler, self.device, self._moved)
+        except RuntimeError as error:
+            if not out_of_memory(error):
+                raise
+        raise LsmError("the store's columns do not fit in the device's memory; set engine.trajectories=host")
 
     @torch.no_grad()
     def find(self, index: np.ndarray, model: RankingModel | None = None) -> Pointers:
@@ -140,7 +184,7 @@ class Feed:
         queries = self.assembler.queries(index)
         shared = share(queries)
         if not (self.shares and shared.pays):
-            everything = self.assembler.batch(index).to(self.device)
+            everything = self._assembled(index)
             keys, query = model.keys(everything)
             return everything.select(*self._choose(self._scores(keys, query), keys.segments, queries))
         history, query = self._jointly(index, shared, queries, model)
@@ -155,7 +199,7 @@ class Feed:
         """Histories gathered and embedded once, and the queries of all their candidates, request by request."""
         device = self.device
         sample, request = shared.leaders
-        histories = seen = self.assembler.batch(index[sample[request]], shared.histories).to(device)
+        histories = seen = self._assembled(index[sample[request]], shared.histories)
         if len(sample) > len(request):  # several requests read one history, each at its own time
             offsets, pointer, rank = shared.seen()
             age = queries.time[sample].repeat(np.diff(offsets)) - self.assembler.event_time.take(pointer)
@@ -163,7 +207,7 @@ class Feed:
             moments = [torch.from_numpy(part) for part in (offsets, age, rank)]
             seen = replace(histories, offsets=moments[0], age=moments[1], rank=moments[2]).to(device)
         nothing = Pointers(np.zeros(len(index) + 1, np.int64), np.empty(0, np.int64))
-        candidates = self.assembler.batch(index[shared.order], nothing).to(device)
+        candidates = self._assembled(index[shared.order], nothing)
         return model.shared_keys(histories, seen, candidates, shared.requests())
 
     def _choose(self, scores: Tensor, segments: Segments, queries: Queries) -> tuple[Tensor, Tensor]:

@@ -10,8 +10,10 @@ import torch
 
 from lsm_cli.data.batches import Assembler
 from lsm_cli.data.graph import item_graph
+from lsm_cli.data.resident import resident_bytes
 from lsm_cli.data.store import Field, Store
 from lsm_cli.embedding.tables import Table
+from lsm_cli.engine import replay, tiers
 from lsm_cli.engine.device import Compute, decide, pool_memory
 from lsm_cli.errors import InputError
 from lsm_cli.kernels import fused, ragged
@@ -25,6 +27,7 @@ from lsm_cli.search.hard import ANY, HardOptions
 from lsm_cli.search.matches import MatchStatistics
 from lsm_cli.search.plan import hard_options
 
+RESIDENT_SHARE = 0.25  # of a GPU's memory, that a store's columns may take
 EVERYTHING = 1 << 40  # behaviours, more than anybody has
 
 
@@ -147,6 +150,27 @@ class Setup:
             return model.max_len
         return search.reach or EVERYTHING
 
+    @property
+    def on_device(self) -> bool:
+        """Whether histories are gathered on the device."""
+        where, device = self.recipe.engine.trajectories, self.compute.device
+        if where != "auto" or device.type != "cuda":
+            return where == "device"
+        if self.recipe.engine.table_tier != "device":
+            return False  # rows are brought nearer by the ids of the coming batches, which the host then must know
+        return self.resident_bytes <= RESIDENT_SHARE * torch.cuda.get_device_properties(device).total_memory
+
+    @property
+    def replays(self) -> bool:
+        """Whether scoring goes by CUDA graphs."""
+        asked = self.recipe.engine.cuda_graphs and self.compute.device.type == "cuda"
+        return asked and replay.obstacle(self.recipe) is None
+
+    @property
+    def resident_bytes(self) -> int:
+        """What the columns that this recipe reads take, of all splits (the events' counted once for each)."""
+        return sum(resident_bytes(self.assembler(split)) for split, samples in self.store.splits.items() if samples)
+
     def match_statistics(self) -> MatchStatistics | None:
         """Evidence from the whole history, if the recipe wants it."""
         model = self.recipe.model
@@ -173,6 +197,14 @@ class Setup:
         changed = [f"{key} = {value}" for key, value in self.recipe.engine if value != getattr(standard, key)]
         if changed:
             lines.append(f"engine     {', '.join(changed)}")
+        if self.recipe.engine.cuda_graphs:
+            why = replay.obstacle(self.recipe) or ("" if self.replays else "there is no GPU")
+            lines.append(
+                f"graphs     {f'none: {why}' if why else 'scoring is captured once for each size and replayed'}"
+            )
+        if self.on_device:
+            held = f"{self.resident_bytes / 2**20:,.1f} MiB"
+            lines.append(f"gathering  on the device, from {held} of the store's columns there")
         lines.append(f"fields     {', '.join(field.name for field in self.fields)}")
         if model.graph_dim:
             lines.append(
@@ -202,7 +234,7 @@ class Setup:
             f"tables     {sum(field.rows for field in self.fields):,} rows x {model.dim}, {train.table_optimizer}, "
             f"lr {train.table_lr:g}; dense lr {train.lr:g}"
         )
-        return lines
+        return lines + tiers.decisions(self.recipe, self.fields)
 
 
 def visible_lengths(store: Store, split: str) -> np.ndarray:
@@ -214,7 +246,7 @@ def visible_lengths(store: Store, split: str) -> np.ndarray:
 def parameters(model: torch.nn.Module) -> int:
     """Numbers that training can change: dense parameters and table rows."""
     dense = sum(parameter.numel() for parameter in model.parameters())
-    return dense + sum(buffer.numel() for name, buffer in model.named_buffers() if name.endswith(".weight"))
+    return dense + sum(part.rows * part.dim for part in model.modules() if isinstance(part, Table))
 
 
 def _known(asked: list[str], available: list[str], key: str, store: Store) -> list[str]:

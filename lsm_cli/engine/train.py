@@ -5,10 +5,10 @@ from __future__ import annotations
 import bisect
 import math
 import time
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lsm_cli.data.batches import Batch, epoch_order
-from lsm_cli.engine import evaluate, schedule, trace
+from lsm_cli.engine import evaluate, fitting, schedule, trace
 from lsm_cli.engine.batching import Plan
 from lsm_cli.engine.feed import Feed
 from lsm_cli.engine.run import RunFolder
@@ -25,6 +25,7 @@ from lsm_cli.engine.setup import Setup
 from lsm_cli.engine.tracking import Tracking
 from lsm_cli.errors import InputError, LsmError
 from lsm_cli.models.scorer import Scorer
+from lsm_cli.models.space import Rows
 from lsm_cli.report.console import Progress, Silent
 
 FIT_SAMPLES = 50_000  # training samples from which the scale of numeric features is taken
@@ -50,6 +51,7 @@ class Position:
     samples: int = 0
     loss: float = 0.0  # summed since the last look at it
     pending: int = 0  # steps in that sum
+    pieces: int = 1  # in which a step goes, so that it fits in memory
 
 
 class Trainer:
@@ -96,6 +98,8 @@ class Trainer:
             [self.options.weights.get(target, 1.0) for target in setup.targets], device=setup.compute.device
         )
         self.at = Position()
+        self.pieces = fitting.Pieces("batch", setup.compute.device, self.progress.warn)
+        self.train.tell(self.progress.warn)
         self.tracking = Tracking(setup.recipe, run)
         self.saved = time.monotonic()
 
@@ -112,7 +116,7 @@ class Trainer:
 
     def fit(self) -> None:
         """Train to the end, from wherever the run stands."""
-        state = self.run.load_state()
+        state = self.run.load_state(mapped=self.setup.recipe.engine.table_tier == "file")
         if state is None:
             self.fit_scales()
             self.model.start(self.rates(), self.setup.item_vectors)
@@ -193,17 +197,10 @@ class Trainer:
         rate = schedule.factor(self.at.step, self.total, self.options)
         for group in self.dense.param_groups:
             group["lr"] = self.options.lr * rate
-        with trace.part(trace.FETCH):
-            rows = self.model.fetch(batch)
-        with trace.part(trace.NUMBERS), self.setup.compute.autocast():
-            logits, extra = self.model.learn(batch, rows)
-        with trace.part(trace.LOSS):
-            loss = self._loss(logits.float(), batch.labels)
-            if extra is not None:
-                loss = loss + (extra * self.weights).sum()
-        with trace.part(trace.BACKWARD):
-            self.dense.zero_grad(set_to_none=True)
-            self.scaler.scale(loss).backward()
+        device = self.setup.compute.device
+        back = partial(fitting.restore, fitting.random_state(device), device)
+        rows, loss = self.pieces.run(batch.size, partial(self._learn, batch), back)
+        self.at.pieces = self.pieces.count
         with trace.part(trace.OPTIMISER):
             moved = self._move(self.model.leaves(rows))
         if moved:
@@ -213,7 +210,32 @@ class Trainer:
             with trace.part(trace.OPTIMISER):
                 keep = min(self.options.ema, (1 + self.at.step) / (10 + self.at.step))  # soon forget the first weights
                 torch._foreach_lerp_(self.average, [p.detach() for p in self.parameters], 1 - keep)
-        return loss.detach()
+        return loss
+
+    def _learn(self, batch: Batch, bounds: Sequence[tuple[int, int]]) -> tuple[list[Rows], Tensor]:
+        """The gradients of a batch, summed over its pieces, in the dense weights and in the leaves of its rows.
+
+        Pieces share the rows, and count by the samples of the whole batch where a target was observed: the step is the
+        same in any number of them, up to the order of sums (and what dropout draws; a softmax over the candidates of
+        the batch, `train.softmax`, becomes one over those of a piece).
+        """
+        with trace.part(trace.FETCH):
+            rows = self.model.fetch(batch)
+            self.dense.zero_grad(set_to_none=True)
+        losses = []
+        for low, high in bounds:
+            part, own = (batch, rows) if high - low == batch.size else self.model.part(batch, rows, low, high)
+            with trace.part(trace.NUMBERS), self.setup.compute.autocast():
+                logits, extra = self.model.learn(part, own)
+            with trace.part(trace.LOSS):
+                loss = self._loss(logits.float(), part.labels, batch.labels)
+                if extra is not None:
+                    loss = loss + (extra * self.weights).sum() * ((high - low) / batch.size)
+            with trace.part(trace.BACKWARD):
+                self.scaler.scale(loss).backward()
+            losses.append(loss.detach())
+            del part, own, logits, extra, loss
+        return rows, losses[0] if len(losses) == 1 else torch.stack(losses).sum()
 
     def _move(self, leaves: list[Tensor]) -> bool:
         """Unscale and clip all gradients and move the dense weights; False = fp16 overflowed, the step is skipped."""
@@ -231,11 +253,15 @@ class Trainer:
         self.scaler.update()
         return not self.scaler.is_enabled() or self.scaler.get_scale() >= before
 
-    def _loss(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Weighted sum over targets of the mean log loss over the samples where the target was observed."""
-        seen = ~labels.isnan()
-        losses = F.binary_cross_entropy_with_logits(logits, labels.nan_to_num(), reduction="none") * seen
-        return ((losses.sum(0) / seen.sum(0).clamp(min=1)) * self.weights).sum()
+    def _loss(self, logits: Tensor, labels: Tensor, every: Tensor | None = None) -> Tensor:
+        """Weighted sum over targets of the mean log loss over the samples where the target was observed.
+
+        Args:
+            every: labels of the whole batch, of which these are a piece: the mean is over all of it.
+        """
+        losses = F.binary_cross_entropy_with_logits(logits, labels.nan_to_num(), reduction="none") * ~labels.isnan()
+        seen = (~(labels if every is None else every).isnan()).sum(0)
+        return ((losses.sum(0) / seen.clamp(min=1)) * self.weights).sum()
 
     # validation and the best weights
 
@@ -347,6 +373,7 @@ class Trainer:
 
     def _restore(self, state: dict[str, Any]) -> None:
         self.at = Position(**state["position"])
+        self.pieces.count = self.at.pieces
         self.model.load_state_dict(state["model"])
         self.dense.load_state_dict(state["dense"])
         if state["scaler"]:

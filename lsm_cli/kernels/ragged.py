@@ -16,11 +16,14 @@ so the backward pass of each is made of the other two. Three ways to compute the
   compiled   CPU: sampled matrix product (dot) and embedding bags (pool, spread) read each row from the table once and
              keep the sums in registers. spread sorts the ids once per batch and field, shared by all layers.
   reference  plain gathers; any device; the oracle of the tests.
+  own        row i of the table is behaviour i's: gathered before, nothing to look up.
 """
 
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -29,12 +32,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")  # torch says so once a process
+# torch says once a process that sparse tensors are new and, in 2.11, that it does not check them
+warnings.filterwarnings("ignore", message="Sparse (CSR tensor support is in beta|invariant checks are implicitly)")
 
 
 CHUNK = 512  # behaviours of one sample that one program of a GPU works on
 
+FEW = 64  # rows of a table that is small where shapes are fixed, whatever the batch
+
 _preferred = "auto"
+_fixed = False
 
 
 def prefer(kernels: str) -> None:
@@ -47,6 +54,23 @@ def prefer(kernels: str) -> None:
 def preferred() -> str:
     """What was asked for, see `prefer`."""
     return _preferred
+
+
+@contextmanager
+def fixed_shapes() -> Iterator[None]:
+    """Inside, nothing depends on the values of a batch but values: no size, and no way to compute. What is exported or
+    captured works so."""
+    global _fixed
+    before, _fixed = _fixed, True
+    try:
+        yield
+    finally:
+        _fixed = before
+
+
+def shapes_are_fixed() -> bool:
+    """Whether this process works inside `fixed_shapes`."""
+    return _fixed
 
 
 class Segments:
@@ -147,6 +171,8 @@ class Part:
 
 def _choose(rows: int, segments: Segments, ids: Tensor) -> str:
     """`small` where [B, R] is no larger than a few times the batch; the sampled product also needs N <= B R."""
+    if _fixed:
+        return "small" if rows <= FEW else "reference"
     if _preferred == "eager":
         return "reference"
     few = segments.total - 1 if _preferred == "compiled" else 4 * segments.total + 1024
@@ -168,7 +194,12 @@ def _dot(table: Tensor, query: Tensor, at: Occurrences) -> Tensor:
             check_invariants=False,
         )
         return torch.sparse.sampled_addmm(pattern, query.contiguous(), table.t(), beta=0.0).values()
-    return (table.index_select(0, at.ids) * query.index_select(0, at.segments.row)).sum(-1)
+    return (_rows(table, at) * query.index_select(0, at.segments.row)).sum(-1)
+
+
+def _rows(table: Tensor, at: Occurrences) -> Tensor:
+    """T[id_i] of every behaviour, [N, d]."""
+    return table[: at.segments.total] if at.method == "own" else table.index_select(0, at.ids)
 
 
 def _pool(table: Tensor, weight: Tensor, at: Occurrences) -> Tensor:
@@ -178,7 +209,7 @@ def _pool(table: Tensor, weight: Tensor, at: Occurrences) -> Tensor:
         starts = at.segments.offsets[:-1]
         return F.embedding_bag(at.ids, table, starts, mode="sum", per_sample_weights=weight.contiguous())
     out = table.new_zeros(at.segments.size, table.shape[1])
-    return out.index_add_(0, at.segments.row, table.index_select(0, at.ids) * weight.unsqueeze(1))
+    return out.index_add_(0, at.segments.row, _rows(table, at) * weight.unsqueeze(1))
 
 
 def _spread(query: Tensor, weight: Tensor, at: Occurrences) -> Tensor:
@@ -290,6 +321,8 @@ def pool(table: Tensor, weight: Tensor, at: Occurrences) -> Tensor:
 
 def take(table: Tensor, at: Occurrences) -> Tensor:
     """T[id_i] for every behaviour, written out: [N, d]; for models that need each position (DIN)."""
+    if at.method == "own":
+        return _rows(table, at)
     return _Take.apply(table, at)
 
 
@@ -301,7 +334,7 @@ def softmax(logits: Tensor, segments: Segments) -> Tensor:
 
 def segment_sum(values: Tensor, segments: Segments) -> Tensor:
     """Sum over the behaviours of each sample: [N, k] -> [B, k]."""
-    if values.is_cuda or values.requires_grad:
+    if values.is_cuda or values.requires_grad or _fixed:
         return values.new_zeros(segments.size, values.shape[1]).index_add_(0, segments.row, values)
     every = torch.arange(segments.total)
     return F.embedding_bag(every, values.contiguous(), segments.offsets[:-1], mode="sum")

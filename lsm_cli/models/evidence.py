@@ -79,6 +79,8 @@ class Evidence:
         weights += [torch.exp2(days / -half_life) for half_life in self.half_lives]
         weights += [(batch.rank <= window).to(days.dtype) for window in self.windows]
         stacked = torch.stack(weights, 1)
+        if ragged.shapes_are_fixed():
+            return self._of_fixed_shape(batch, segments, masks, stacked)
         columns = []
         for field in self.fields:
             where = masks[field].nonzero().squeeze(1)
@@ -91,8 +93,27 @@ class Evidence:
                 found = value.index_select(0, where)
                 safe = found[last.clamp(min=0)] if where.numel() else value.new_zeros(segments.size)
                 columns.append(torch.where(matches > 0, safe, -1.0).unsqueeze(1))
-        columns.append(segments.lengths.to(days.dtype).unsqueeze(1))
+        return torch.cat([*columns, *self._whole(batch, segments)], 1)
+
+    def _of_fixed_shape(self, batch: Batch, segments: Segments, masks: dict[str, Tensor], stacked: Tensor) -> Tensor:
+        """The same over all behaviours instead of those that match, whose number is not known beforehand."""
+        place = torch.arange(segments.total, device=stacked.device)
+        columns = []
+        for field in self.fields:
+            mask = masks[field]
+            columns.append(ragged.segment_sum(stacked * mask.unsqueeze(1), segments))
+            none = place.new_full((segments.size,), -1)
+            last = none.scatter_reduce(0, segments.row, torch.where(mask, place, -1), "amax")
+            for value in (batch.age, batch.rank.to(stacked.dtype)):
+                found = value.index_select(0, last.clamp(min=0))
+                columns.append(torch.where(last >= 0, found, -1.0).unsqueeze(1))
+        return torch.cat([*columns, *self._whole(batch, segments)], 1)
+
+    def _whole(self, batch: Batch, segments: Segments) -> list[Tensor]:
+        """Of the whole history: how long it is, and the ages of its ends."""
+        columns = [segments.lengths.to(batch.age.dtype).unsqueeze(1)]
         for end in (segments.offsets[1:] - 1, segments.offsets[:-1]):  # the newest, the oldest
-            age = batch.age[end.clamp(0, segments.total - 1)] if segments.total else days.new_zeros(segments.size)
+            some = ragged.shapes_are_fixed() or segments.total
+            age = batch.age[end.clamp(0, segments.total - 1)] if some else batch.age.new_zeros(segments.size)
             columns.append(torch.where(segments.lengths > 0, age, -1.0).unsqueeze(1))
-        return torch.cat(columns, 1)
+        return columns

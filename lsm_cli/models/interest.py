@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lsm_cli.kernels.ragged import full
+from lsm_cli.kernels.ragged import full, shapes_are_fixed
 from lsm_cli.models.history import History
 
 
@@ -32,7 +32,8 @@ class PReLU(nn.PReLU):
     """torch's PReLU with one slope; on the CPU its gradient takes two passes instead of a full tensor of products."""
 
     def forward(self, value: Tensor) -> Tensor:
-        return F.prelu(value, self.weight) if value.is_cuda else _Leak.apply(value, self.weight)
+        known = value.is_cuda or shapes_are_fixed()
+        return F.prelu(value, self.weight) if known else _Leak.apply(value, self.weight)
 
 
 class _Leak(torch.autograd.Function):
@@ -101,7 +102,7 @@ class TIN(nn.Module):
 def _groups(values: Tensor, weight: Tensor) -> bool:
     """Whether torch multiplies groups of rows by matrices of their own: on the CPU, rows of whole 16 bytes."""
     known = values.device.type == "cpu" and hasattr(F, "grouped_mm")
-    return known and values.numel() > 0 and all(size % 4 == 0 for size in weight.shape)
+    return known and not shapes_are_fixed() and values.numel() > 0 and all(size % 4 == 0 for size in weight.shape)
 
 
 class StackedTIN(nn.Module):

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from lsm_cli.data.batches import Batch
 from lsm_cli.data.store import Field
 from lsm_cli.embedding.bank import Bank, Fetched
+from lsm_cli.embedding.tiers import Tier
 from lsm_cli.kernels.ragged import Occurrences, Segments
 from lsm_cli.models.graph import GRAPH, GraphField, ItemVectors
 from lsm_cli.models.heads import Heads
@@ -60,7 +61,10 @@ class Space(nn.Module):
         self.candidate = [field.name for field in fields if field.in_sample]
         used = [field for field in fields if field.name in {*self.behaviour, *self.candidate}]
         dtype = torch.bfloat16 if train.table_dtype == "bf16" else torch.float32
-        self.bank = Bank(used, category_rows, dim, std, train.table_optimizer, train.unknown, seed, dtype)
+        self.bank = Bank(
+            used, category_rows, dim, std, train.table_optimizer, train.unknown, seed, dtype,
+            Tier.of(recipe.engine),
+        )  # fmt: skip
         lacking = [name for name in self.behaviour if name not in self.candidate]
         shared = [name for name in self.behaviour if name in self.candidate]
         self.graph = GraphField(items, dim, std) if items is not None else None
@@ -88,6 +92,10 @@ class Space(nn.Module):
         """The embedding rows of a batch; in training mode, and not frozen, leaves that collect gradients."""
         return self.bank.fetch(batch, history=self.reads, frozen=frozen)
 
+    def expect(self, batch: Batch, ahead: int) -> None:
+        """Bring the rows of a batch that is still on the host nearer, see `Bank.expect`."""
+        self.bank.expect(batch, ahead, history=self.reads)
+
     def places(self, batch: Batch, segments: Segments) -> dict[str, Occurrences]:
         """Where in time the behaviours lie, see `TemporalEncoding.places`."""
         return self.temporal.places(batch, segments) if self.temporal is not None else {}
@@ -99,8 +107,9 @@ class Space(nn.Module):
             if name == GRAPH:
                 parts[name] = Part(cast(GraphField, self.graph)(rows["item"].rows.index), parts["item"].at)
                 continue
-            values = rows[name].rows.values
-            parts[name] = Part(values, Occurrences(cast(Tensor, rows[name].history), values.shape[0], segments))
+            values, method = rows[name].rows.values, "own" if rows[name].gathered else "auto"
+            ids = cast(Tensor, rows[name].history)
+            parts[name] = Part(values, Occurrences(ids, values.shape[0], segments, method))
         return list(parts.values())
 
     def history(

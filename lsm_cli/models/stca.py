@@ -32,7 +32,7 @@ class STCA(nn.Module):
     def forward(self, history: History, candidate: Tensor, query: Tensor) -> Tensor:
         segments, behaviours, bias = history.segments, history.positions(), history.heads[0].bias
         each = torch.arange(segments.total, device=behaviours.device)
-        at = Occurrences(each, segments.total, segments)
+        at = Occurrences(each, segments.total, segments, "own" if ragged.shapes_are_fixed() else "auto")
         found = [candidate]
         for refine, attend, fuse in zip(self.refine, self.attend, self.fuse[:-1], strict=True):
             found.append(attend(fuse(torch.cat(found, 1)), refine(behaviours), at, bias))

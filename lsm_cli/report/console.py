@@ -21,9 +21,19 @@ class Progress(Protocol):
 
     def note(self, text: str) -> None: ...
 
+    def warn(self, text: str) -> None:
+        """A thing that the user should know, watching or not."""
+
 
 class Silent:
-    """A progress that nobody watches."""
+    """A progress that nobody watches.
+
+    Args:
+        warn: hears what should be known all the same.
+    """
+
+    def __init__(self, warn: Callable[[str], None] = lambda text: None) -> None:
+        self.warn = warn
 
     def advance(self, amount: float = 1, total: float | None = None) -> None:
         pass
@@ -57,13 +67,33 @@ class Console:
     def error(self, text: str) -> None:
         self._err.print(f"error: {text}", markup=False, style="red")
 
-    def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], note: str | None = None) -> None:
-        """A result table on stdout: numbers right-aligned, text left-aligned, None shown as a dash."""
+    def table(
+        self,
+        title: str,
+        columns: Sequence[str],
+        rows: Sequence[Sequence[Any]],
+        note: str | None = None,
+        spare: Sequence[str] = (),
+    ) -> None:
+        """A result table on stdout: numbers right-aligned, text left-aligned, None shown as a dash.
+
+        Args:
+            spare: columns that a narrow terminal does without, in this order, until the table fits; named below it.
+        """
         if self.json:
             return
-        self._out.print(_drawn(title, columns, rows))
-        if note:
-            self._out.print(note, markup=False, style="dim")
+        drawn, gone = _drawn(title, columns, rows), list[str]()
+        for name in spare:
+            if self._out.measure(drawn, options=self._out.options.update(max_width=10_000)).maximum <= self._out.width:
+                break
+            gone.append(name)
+            kept = [place for place, column in enumerate(columns) if column not in gone]
+            drawn = _drawn(title, [columns[place] for place in kept], [[row[place] for place in kept] for row in rows])
+        self._out.print(drawn)
+        notes = [note] if note else []
+        notes += [f"too narrow here for {', '.join(gone)}"] if gone else []
+        if notes:
+            self._out.print("; ".join(notes), markup=False, style="dim")
 
     def text(self, text: str) -> None:
         """Plain result text on stdout."""
@@ -96,7 +126,7 @@ class Console:
     def progress(self, label: str, total: float | None = None, unit: str = "") -> Iterator[Progress]:
         """A bar with rate and time left on stderr; silent when stderr is not a terminal or --quiet."""
         if self.quiet or not self._err.is_terminal:
-            yield Silent()
+            yield Silent(self.warn)
             return
         from rich.progress import BarColumn, SpinnerColumn, TaskProgressColumn, TextColumn, TimeRemainingColumn
         from rich.progress import Progress as Bars
@@ -114,7 +144,7 @@ class Console:
         )
         with bars:
             task = bars.add_task(label, total=total, rate="", note="")
-            yield _Bar(bars, task, unit)
+            yield _Bar(bars, task, unit, self.warn)
 
 
 def _drawn(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> Any:
@@ -134,8 +164,8 @@ def _drawn(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) ->
 
 
 class _Bar:
-    def __init__(self, bars: Any, task: Any, unit: str) -> None:
-        self.bars, self.task, self.unit = bars, task, unit
+    def __init__(self, bars: Any, task: Any, unit: str, warn: Callable[[str], None]) -> None:
+        self.bars, self.task, self.unit, self.warn = bars, task, unit, warn
         self.started, self.done = time.monotonic(), 0.0
 
     def advance(self, amount: float = 1, total: float | None = None) -> None:

@@ -14,12 +14,12 @@ from typing import Any
 
 from lsm_cli import recipe as recipes
 from lsm_cli.data.store import Store
+from lsm_cli.engine.trail import STUDY as PLAN
 from lsm_cli.errors import InputError, LsmError
 from lsm_cli.recipe import SECTIONS, Recipe
 from lsm_cli.tuning import space as spaces
 from lsm_cli.tuning.space import Space
 
-PLAN, TRIALS = "study.json", "trials"
 SAMPLERS = ("tpe", "random", "cmaes", "gp", "nsga2")
 PRUNERS = ("median", "halving", "hyperband", "none")
 

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from lsm_cli import recipe as recipes
-from lsm_cli.engine import evaluate
+from lsm_cli.engine import evaluate, replay
 from lsm_cli.engine.profiling import memory
 from lsm_cli.engine.profiling.timing import plainly
 from lsm_cli.engine.profiling.work import Phase, Work
@@ -63,6 +63,10 @@ def _hard(setup: Setup) -> bool:
     return setup.recipe.search.method in ("hard", "hybrid") and not setup.recipe.search.source
 
 
+def _on_device(setup: Setup) -> bool:
+    return setup.recipe.engine.table_tier == "device"
+
+
 def _soft(setup: Setup) -> bool:
     return setup.recipe.search.method in BY_ATTENTION and not setup.recipe.search.source
 
@@ -82,7 +86,7 @@ TECHNIQUES = (
     ),
     Technique(
         "sparse_rows", "optimiser touches the rows of the step only", "engine.sparse_rows", lambda s, n: True, False,
-        lambda s, p: p == "train" and s.recipe.train.table_optimizer == "adagrad",
+        lambda s, p: p == "train" and s.recipe.train.table_optimizer == "adagrad" and _on_device(s),
     ),
     Technique(
         "memory_pool", "freed memory kept for the next step", "engine.memory_pool", lambda s, n: True, False,
@@ -103,6 +107,18 @@ TECHNIQUES = (
     Technique(
         "prefetch", "batches assembled on a thread", "engine.prefetch",
         lambda s, n: s.recipe.engine.prefetch or 2, 0, lambda s, p: not _soft(s),
+    ),
+    Technique(
+        "trajectories", "histories gathered on the device, from columns that lie there", "engine.trajectories",
+        lambda s, n: "device", "host", _reads,
+    ),
+    Technique(
+        "pinned", "one copy a batch, by pinned buffers beside the computing", "engine.pinned", lambda s, n: True, False,
+        lambda s, p: s.compute.device.type == "cuda",
+    ),
+    Technique(
+        "cuda_graphs", "scoring replayed at few sizes", "engine.cuda_graphs", lambda s, n: True, False,
+        lambda s, p: p == "infer" and s.compute.device.type == "cuda" and replay.obstacle(s.recipe) is None,
     ),
     Technique(
         "token_budget", "steps of equal behaviours instead of equal samples", "engine.token_budget",
@@ -188,8 +204,11 @@ def _value(recipe: Recipe, key: str) -> Any:
 
 def _resolved(setup: Setup, key: str, value: Any) -> Any:
     """`auto` stands for whatever it was resolved to."""
-    auto = key == "train.precision" and setup.recipe.train.precision == "auto"
-    return "auto" if auto and value == setup.compute.precision else value
+    means = {
+        "train.precision": setup.compute.precision,
+        "engine.trajectories": "device" if setup.on_device else "host",
+    }
+    return "auto" if _value(setup.recipe, key) == "auto" and value == means.get(key) else value
 
 
 def _rounds(variants: dict[str, Work], steps: int, rounds: int, progress: Progress) -> dict[str, np.ndarray]:
