@@ -62,9 +62,10 @@ class RankingModel(Scorer):
         self.items = ItemVectors(visible[-1].rows, options.graph_dim) if options.graph_dim else None
         groups = heads.groups(options.heads, visible, bool(options.temporal)) if attentive else None
         decoupled = attentive and options.attention_dim > 0
+        timeless = options.temporal_start == "zero"
         self.space = Space(
             recipe, fields, category_rows, options.dim, reads, train.seed, targets, None if decoupled else groups,
-            self.items,
+            self.items, timeless=timeless and not decoupled,
         )  # fmt: skip
         shared = [field.name for field in fields if field.in_history and field.in_sample]
         self.shared = shared if reads or (options.evidence and options.max_len > 0) else []
@@ -72,8 +73,9 @@ class RankingModel(Scorer):
         if decoupled:
             seed = train.seed + 104_729
             self.attention = Space(
-                recipe, seen, category_rows, options.attention_dim, True, seed, targets, groups, self.items
-            )
+                recipe, seen, category_rows, options.attention_dim, True, seed, targets, groups, self.items,
+                options.attention_std, timeless,
+            )  # fmt: skip
         self.spaces = [self.space] if self.attention is None else [self.space, self.attention]
         self.reader = (
             _reader(recipe, self.space.width, self.attention.width if self.attention else 0, len(groups or [[]]))

@@ -28,6 +28,9 @@ class TemporalEncoding(nn.Module):
         width: of the representation that the encoding is added to.
         kinds: any of `interval` and `rank`.
         buckets: number of buckets for each of the kinds.
+        std: standard deviation of a fresh row. The products of two random encodings, and of one with any side
+            information, are as large as those of two rows that match by a few narrow fields: a search by a fresh
+            attention then goes by when a behaviour was rather than by what it was. 0 avoids that.
         targets: number of optimisation targets.
         ownership: `shared` by all targets, each its `own`, or a `residual` of each on a shared one.
     """

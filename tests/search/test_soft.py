@@ -307,3 +307,40 @@ def test_rows_are_fetched_once_per_history(small_store: Path, monkeypatch: pytes
     chosen = reader.batch(np.full(16, sample), model)
     length = int(reader.assembler.lengths(np.array([sample]))[0])
     assert sum(read) - chosen.behaviours == length
+
+
+def fresh(store: Path, name: str, *overrides: str) -> tuple[RankingModel, Batch]:
+    setup = Setup.of(recipes.load(name, ["model.match_bias=false", *overrides]), Store.open(store))
+    return setup.model(), setup.assembler("train").batch(np.arange(200))
+
+
+@pytest.mark.parametrize("name", ["twin", "dare"])
+def test_a_fresh_attention_goes_by_side_information_alone(small_store: Path, name: str) -> None:
+    """Random encodings of time would drown the matches of narrow fields; from zero they are learned all the same.
+    A representation that no attention goes by keeps its random ones."""
+    scattered, batch = fresh(small_store, name, "model.temporal_start=random")
+    keys, query = scattered.keys(batch)
+    assert not torch.allclose(keys.scores(query), keys.scores(query, added=False))
+    model, _ = fresh(small_store, name, "model.temporal_start=zero", "model.quiet=false")
+    keys, query = model.keys(batch)
+    torch.testing.assert_close(keys.scores(query), keys.scores(query, added=False))
+    model.numeric.fit(model.numbers(batch))
+    model(batch, model.fetch(batch)).sum().backward()
+    for space in model.spaces:
+        for table in space.temporal.tables.values():
+            assert table.grad is not None and table.grad.any()
+            assert bool(table.any()) == (space is not model.spaces[-1])
+
+
+def test_the_attentions_own_rows_may_start_wider(small_store: Path) -> None:
+    """Twice as wide, four times the scores; the representation and the fresh tables of later epochs stay what they
+    were."""
+    narrow, batch = fresh(small_store, "dare", "model.temporal_start=zero", "model.attention_std=0")
+    wide, _ = fresh(small_store, "dare", "model.temporal_start=zero", "model.attention_std=0.6")
+    for table in wide.spaces[-1].bank.tables:
+        table.weight.zero_()
+    wide.reset_tables()
+    scores = [keys.scores(query) for keys, query in (model.keys(batch) for model in (narrow, wide))]
+    torch.testing.assert_close(scores[1], 4 * scores[0], rtol=1e-4, atol=1e-4)
+    for ours, theirs in zip(narrow.space.bank.tables, wide.space.bank.tables, strict=True):
+        assert torch.equal(ours.weight, theirs.weight)
