@@ -9,6 +9,7 @@ steps       training and inference of stacked_tin at every length, the same batc
             Histories are uniform between a tenth of the length and the length; items follow a Zipf law.
 attention   the fused kernels alone, at several shapes and tunings: time over the time that the bytes they must move
             take at the copy bandwidth measured beside.
+cache       tables in host memory and in a file, their most used rows on the device: see cache.py.
 engine      what each technique of the engine is worth at every length, as `lsm profile --ablate` has it, batches made
             from the store: gathering on the device, pinned buffers, CUDA graphs in small scoring batches, and the rest.
 precision   test AUC of runs on STORE in fp32, in bf16, and with bf16 tables: only with --data.
@@ -37,6 +38,7 @@ import torch
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # read when the kernels are first imported
 
+import cache
 from accuracy import call
 from padded import PaddedBatch, copied
 from stores import write_store
@@ -343,6 +345,17 @@ def main() -> None:
         print("\n| fields | heads | length | tables | time / least | tuning |\n|---|---|---|---|---|---|")
         report["attention"] = attention(options)
     if not options.cpu:
+        print()
+        small = {"rows": 6000, "ids": 500, "users": 20, "length": 20, "batch": 16, "epoch": 8, "rounds": 1, "block": 2}
+        with tempfile.TemporaryDirectory() as folder:
+            asked = [
+                "--device",
+                DEVICE,
+                "--work",
+                folder,
+                *(f"--{key}={n}" for key, n in small.items() if options.tiny),
+            ]
+            report["cache"] = cache.measure(cache.parse(asked))
         print("\n| length | phase | time without / with |\n|---|---|---|")
         report["engine"] = {length: engine(length, options) for length in options.lengths}
     if options.data:

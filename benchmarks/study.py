@@ -127,10 +127,11 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--pruner", default="median")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1], help="of the runs that are tested")
-    parser.add_argument("--set", nargs="*", default=["train.epochs=3"], metavar="KEY=VALUE", help="of study and tests")
+    parser.add_argument("--set", nargs="*", default=["train.epochs=2"], metavar="KEY=VALUE", help="of the study")
     parser.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args()
-    options = [*arguments.set, "train.threads=1"]
+    threads = ["train.threads=1"]
+    options = [*arguments.set, *threads]
     state = json.loads(arguments.out.read_text()) if arguments.out.exists() else {}
     state["command"] = " ".join(["python", *sys.argv])
     state["machine"] = {"cpus": os.cpu_count(), "python": platform.python_version(), "threads": 1}
@@ -156,7 +157,7 @@ def main() -> None:
             if (arguments.study / name).exists():
                 shutil.copy(arguments.study / name, arguments.out.with_name(f"{arguments.out.stem}_{name}"))
     tested = state.setdefault("test", {})
-    recipes = [(arguments.recipe, arguments.recipe, options), ("best.toml", str(arguments.study / "best.toml"), [])]
+    recipes = [(arguments.recipe, arguments.recipe, threads), ("best.toml", str(arguments.study / "best.toml"), [])]
     if (alike := best_without_search(arguments.study)) is not None:
         recipes.append((alike.name, str(alike), []))
     for name, recipe, own in recipes:

@@ -531,6 +531,7 @@ def runs_ls(
         typer.Option("--filter", "-f", help="key=value or a comparison, as 'click.auc>0.8'; may be repeated."),
     ] = None,
     limit: Annotated[int, typer.Option(help="Most runs shown; 0 = all.", min=0)] = 50,
+    trials: Annotated[bool, typer.Option("--trials", help="Show the trials of studies, too.")] = False,
     json: Json = False,
     quiet: Quiet = False,
     debug: Debug = False,
@@ -540,7 +541,7 @@ def runs_ls(
     def work(console: Any) -> dict[str, Any]:
         from lsm_cli.commands import runs
 
-        return runs.ls(console, folder, sort, reverse, filters, limit)
+        return runs.ls(console, folder, sort, reverse, filters, limit, trials)
 
     _run(work, json, quiet, debug)
 

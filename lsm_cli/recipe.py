@@ -205,6 +205,18 @@ class EngineOptions(Options):
     sparse_rows: bool = Field(
         True, description="read and update only the embedding rows of a step, instead of whole tables (Adagrad only)"
     )
+    table_tier: Literal["device", "host", "file"] = Field(
+        "device",
+        description="where embedding tables lie: whole on the device; or in host memory or a scratch file (in TMPDIR), "
+        "and their most used rows on the device",
+    )
+    cache_rows: float = Field(
+        0.1,
+        gt=0,
+        le=1 << 31,
+        description="rows of a table that the device holds, where table_tier is not `device`: a share (at most 1), or "
+        "a number; tables with no more rows stay on the device whole",
+    )
     memory_pool: bool = Field(
         True, description="keep freed memory for the next step: glibc's heap on the CPU, expandable segments on a GPU"
     )
@@ -249,6 +261,8 @@ class Recipe(Options):
             raise ValueError(
                 "engine.sparse_rows: only Adagrad leaves rows without gradient alone; set train.table_optimizer=adagrad"
             )
+        if not self.engine.sparse_rows and self.engine.table_tier != "device":
+            raise ValueError("engine.table_tier: whole tables in a step must be on the device; set sparse_rows to true")
         if self.model.attention_dim and self.model.sequence not in ATTENTIVE:
             raise ValueError("model.attention_dim: only tin and stacked_tin have an attention to decouple; set it to 0")
         if self.model.heads and self.model.sequence not in ATTENTIVE:

@@ -94,33 +94,37 @@ def compare_runs(console: Console, run_path: Path, data: Path | None, split: str
         "against": {},
     }
     sliced = slicing.slices(store, split)
+    told = {
+        rival.key: differences(store, split, mine, rival.scores, sliced, asked.replicates, asked.seed)
+        for rival in rivals
+    }
     for rival in rivals:
-        found = differences(store, split, mine, rival.scores, sliced, asked.replicates, asked.seed)
         result["against"][rival.key] = {
             "title": rival.title,
             "run": str(rival.contender.path),
             "recipe": rival.contender.name,
             split: summaries(store, split, rival.scores),
             "cost": rival.contender.cost(rival.scores),
-            "differences": {target: _entries(one) for target, one in found.items()},
+            "differences": {target: _entries(one) for target, one in told[rival.key].items()},
             **({"ablation": rival.ablation} if rival.ablation else {}),
         }
-        show_differences(console, f"{ours.name} against {rival.title}, {split} samples", found)
-        if rival.ablation:
-            for target, one in found.items():
-                console.text(f"{target}: AUC with what is hidden, against without: {one['auc'].verdict}")
         if rival.key == "baseline" or not other:
-            show_slices(console, f"of {ours.name} against {rival.title}, by slice", found)
-        if rival.key == "baseline" and paid:
-            logits = (mine.by_target[paid], rival.scores.by_target[paid])
-            money = worth(store, split, paid, logits, asked.shown, asked.clip, asked.replicates, asked.seed)
-            show_money(console, ours.name, rival.contender.name, money)
-            result["gmv"] = _json(money)
+            show_slices(console, f"of {ours.name} against {rival.title}, by slice", told[rival.key])
     named = {"run": result[split]}
     if other:
         named["baseline"] = result["against"]["baseline"][split]
     for target in shared:
         show_calibration(console, target, {name: one[target] for name, one in named.items()})
+    for rival in rivals:  # last, where the reader looks first: what it comes to
+        show_differences(console, f"{ours.name} against {rival.title}, {split} samples", told[rival.key])
+        if rival.ablation:
+            for target, one in told[rival.key].items():
+                console.text(f"{target}: AUC with what is hidden, against without: {one['auc'].verdict}")
+        if rival.key == "baseline" and paid:
+            logits = (mine.by_target[paid], rival.scores.by_target[paid])
+            money = worth(store, split, paid, logits, asked.shown, asked.clip, asked.replicates, asked.seed)
+            show_money(console, ours.name, rival.contender.name, money)
+            result["gmv"] = _json(money)
     result["page"] = str(write_page(result, asked.out or run_path))
     console.text(
         f"{count(mine.rate)} scored samples/s, {count(result['cost']['parameters'])} parameters, peak memory "

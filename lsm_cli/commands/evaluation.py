@@ -9,7 +9,7 @@ from lsm_cli.commands import towers
 from lsm_cli.commands.attention import inspect
 from lsm_cli.commands.comparison import show_calibration
 from lsm_cli.data.store import Store
-from lsm_cli.engine import slices
+from lsm_cli.engine import slices, tiers
 from lsm_cli.engine.device import peak_memory
 from lsm_cli.engine.evaluate import evaluate
 from lsm_cli.engine.run import RunFolder
@@ -51,6 +51,8 @@ def eval_run(
     console.say(f"run        {run_path}: {recipe.name}")
     console.say(f"store      {store.path} ({store.name}), split {split}: {len(store.samples(split)):,} samples")
     console.say(f"device     {setup.compute.describe()}")
+    for line in tiers.decisions(recipe, setup.fields):
+        console.say(line)
     with console.progress(f"score {split}", len(store.samples(split)), "samples") as bar:
         found = evaluate(setup, model, split, progress=bar)
     result: dict[str, Any] = {
@@ -59,6 +61,8 @@ def eval_run(
         "samples_per_second": found["samples_per_second"],
         "peak_memory_bytes": peak_memory(setup.compute.device),
     }
+    if model.cached:
+        result["tiers"] = tiers.record(model, learns=False)
     if shuffle_history:
         console.say("control    every user gets another user's history, cut at the same request time")
         with console.progress("score shuffled", len(store.samples(split)), "samples") as bar:
@@ -73,6 +77,8 @@ def eval_run(
         show_calibration(console, target, {recipe.name: entry})
     if isinstance(model, TwoTower):
         towers.show(console, split, result)
+    for line in tiers.sentences(result.get("tiers", {})):
+        console.text(line)
     console.text(f"{count(found['samples_per_second'])} scored samples/s")
     if attention:
         result["attention"] = inspect(console, run, setup, model, split, attention)

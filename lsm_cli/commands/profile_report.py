@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from lsm_cli.engine import tiers
 from lsm_cli.engine.trace import MEANING
 from lsm_cli.recipe import Recipe
 from lsm_cli.report import html
@@ -16,6 +17,8 @@ def show(console: Console, found: dict[str, Any]) -> None:
     """Tables on stdout: speed, parts, memory, roofline, sweep, ablation."""
     console.text(headline(found))
     console.table("Where a step's time goes", ["part", "ms", "share", ""], _parts(found), _spread(found))
+    for line in tiers.sentences(found.get("tiers", {})):
+        console.text(line)
     held = found["memory"]
     console.table("Memory of the heaviest step", ["", "", "share"], _memory(held), _heaviest(held))
     console.table("Against the device", ["", "reached", "possible", "share"], _roof(found["roofline"]), note=CACHED)
@@ -49,6 +52,8 @@ def page(found: dict[str, Any], recipe: Recipe) -> str:
     made.stacks("One step, ms", series, " ms")
     made.table("Where a step's time goes", ["part", "ms", "share", ""], _parts(found))
     made.paragraph(_spread(found))
+    for line in tiers.sentences(found.get("tiers", {})):
+        made.paragraph(line)
     held = found["memory"]
     mib = 1 << 20
     made.timeline(
@@ -144,7 +149,7 @@ def _roof(roof: dict[str, Any]) -> list[list[str | None]]:
 
 
 def _sweep(points: list[dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
-    keys = list(points[0]["options"])
+    keys, tiered = list(points[0]["options"]), any("tiers" in point for point in points)
     rows = [
         [
             *(point["options"][key] for key in keys),
@@ -153,10 +158,19 @@ def _sweep(points: list[dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
             f"{point['step_ms']['total']:.1f}",
             size(point["memory"]["peak_allocated"]),
             f"{point['behaviours_per_step'] / point['samples_per_step']:,.0f}",
+            *([_hit(point)] if tiered else []),
         ]
         for point in points
     ]
-    return [*keys, "samples/s", "behaviours/s", "ms a step", "peak memory", "behaviours a sample"], rows
+    columns = ["samples/s", "behaviours/s", "ms a step", "peak memory", "behaviours a sample"]
+    return [*keys, *columns, *(["rows hit"] if tiered else [])], rows
+
+
+def _hit(point: dict[str, Any]) -> str:
+    """Share of the rows asked for that caches held, over all tables that have one."""
+    found = [(one["asked"], one["hit"]) for one in point.get("tiers", {}).values()]
+    asked = sum(size for size, _ in found)
+    return f"{sum(size * hit for size, hit in found) / asked:.1%}" if asked else "—"
 
 
 def _scaling(made: html.Page, points: list[dict[str, Any]]) -> None:

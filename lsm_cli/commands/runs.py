@@ -12,6 +12,7 @@ from lsm_cli.report.console import Console, count, size
 
 HARDWARE = ("python", "torch", "numpy", "platform", "cpus", "threads", "gpu")
 NAMES = {"auc": "AUC", "gauc": "GAUC", "logloss": "log loss", "calibration": "calibration"}
+SPARE = ("parameters", "memory", "store", "samples/s", "when (UTC)", "seed", "recipe", "state")
 COSTS = ("samples_per_second", "peak_memory_bytes", "parameters", "steps", "training_seconds")
 
 
@@ -22,18 +23,23 @@ def ls(
     reverse: bool = False,
     filters: list[str] | None = None,
     limit: int = 0,
+    trials: bool = False,
 ) -> dict[str, Any]:
-    """The runs in and below a folder.
+    """The runs in and below a folder; trials of studies where they are asked for, or where there is nothing else.
 
     Args:
         root: None = `runs` if there is such a folder, else here.
         sort, reverse: see `trail.ordered`.
         filters: see `trail.select`.
         limit: most runs shown; 0 = all.
+        trials: show those of studies too.
     """
     if root is None:
         root = Path("runs") if Path("runs").is_dir() else Path()
     found, problems = trail.find_runs(root)
+    others = [record for record in found if not record["trial"]]
+    left_out = 0 if trials or not others else len(found) - len(others)
+    found = others if left_out else found
     records = trail.ordered(trail.select(found, filters or []), sort, reverse)
     for problem in problems:
         console.warn(problem)
@@ -47,17 +53,24 @@ def ls(
         columns += [f"{target} {NAMES[name]}" for target in targets for name in ("auc", "gauc")]
         rows = [_row(record, targets) for record in shown]
         hidden = len(records) - len(shown)
-        note = f"{hidden:,} more; --limit 0 shows all" if hidden else None
+        notes = [f"{hidden:,} more; --limit 0 shows all"] if hidden else []
+        notes += [f"{count(left_out)} trial{'s' * (left_out != 1)} of studies left out; --trials shows them"] * bool(
+            left_out
+        )
+        if any(record["split"] == "valid" for record in shown):
+            notes.append("* on the validation samples")
         title = f"{root}: {f'{len(records):,} of ' if filters else ''}{len(found):,} run{'s' * (len(found) != 1)}"
         if rows:
-            console.table(title, [*columns, "samples/s", "memory", "parameters"], rows, note=note)
+            note = "; ".join(notes) or None
+            console.table(title, [*columns, "samples/s", "memory", "parameters"], rows, note=note, spare=SPARE)
         else:
-            console.text(title)
+            console.text("; ".join([title, *notes]))
         if len(shown) > 1:
             console.next(f"lsm runs diff {shown[0]['run']} {shown[1]['run']}")
         elif shown:
             console.next(f"lsm runs show {shown[0]['run']}")
-    return {"root": str(root), "runs": [_public(record) for record in shown], "problems": problems}
+    public = [_public(record) for record in shown]
+    return {"root": str(root), "runs": public, "trials_left_out": left_out, "problems": problems}
 
 
 def show(console: Console, path: Path) -> dict[str, Any]:
@@ -169,7 +182,9 @@ def show_curve(console: Console, metric: str, lines: list[dict[str, Any]]) -> No
 
 
 def _row(record: Record, targets: list[str]) -> list[str | None]:
-    metrics = [_number(record["metrics"].get(target, {}).get(name)) for target in targets for name in ("auc", "gauc")]
+    values = [record["metrics"].get(target, {}).get(name) for target in targets for name in ("auc", "gauc")]
+    mark = "*" if record["split"] == "valid" else ""
+    metrics = [None if value is None else f"{value:.4f}{mark}" for value in values]
     costs = [_cost(name, record[name]) for name in COSTS[:3]]
     seed = None if record["seed"] is None else str(record["seed"])
     about = [record["name"], _state(record), record["recipe"], record["store"], seed, _when(record["when"])]

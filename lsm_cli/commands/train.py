@@ -12,7 +12,7 @@ from lsm_cli import recipe as recipes
 from lsm_cli.commands import evaluation, pages
 from lsm_cli.commands.runs import show_curve
 from lsm_cli.data.store import Store
-from lsm_cli.engine import tracking
+from lsm_cli.engine import tiers, tracking
 from lsm_cli.engine.device import peak_memory
 from lsm_cli.engine.environment import command, environment, now
 from lsm_cli.engine.evaluate import evaluate
@@ -43,6 +43,8 @@ def train(
     done = train_one(console, setup, out, resume)
     show_curve(console, setup.recipe.train.metric, done.history)
     evaluation.show(console, f"{setup.recipe.name} on the {done.split} samples of {setup.store.name}", done.targets)
+    for line in tiers.sentences(done.result.get("tiers", {})):
+        console.text(line)
     console.text(
         f"{count(done.result['samples_per_second'])} training samples/s, "
         f"{count(done.result['scoring_samples_per_second'])} scored samples/s, "
@@ -101,6 +103,7 @@ def train_one(console: Console, setup: Setup, out: Path, resume: bool) -> Finish
             trainer = Trainer(setup, run, bar, stop)
             console.say(f"model      {count(parameters(trainer.model))} parameters; {trainer.total:,} steps")
             trainer.fit()
+        learned = tiers.record(trainer.model, learns=True)
         split = "test" if store.splits.get("test") else "valid"
         model = trainer.best()
         with console.progress(f"score {split}", store.splits[split], "samples") as bar:
@@ -116,7 +119,7 @@ def train_one(console: Console, setup: Setup, out: Path, resume: bool) -> Finish
             "pieces": trainer.at.pieces,
             "training_seconds": round(trainer.at.seconds, 3),
             "best_validation": None if trainer.at.best is None else abs(trainer.at.best),
-        }
+        } | ({"tiers": learned} if learned else {})
         machine = run.read_json(ENVIRONMENT)
         done = Finished(out, split, result, trainer.history)
         run.write_text("report.html", pages.run_page(setup, done, machine).render())

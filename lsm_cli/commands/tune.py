@@ -9,7 +9,7 @@ import shlex
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -121,10 +121,11 @@ def _plan(recipe: str, store: Store, overrides: list[str], space: list[str], wan
     errors += [f"{key} is both set and in --space; drop one of them" for key in sorted(fixed & asked)]
     origin = f"[tune] of {recipes.find(recipe)}" if table else "--space"
     if not table and not space:
-        table, origin = (
-            defaults.default(options),
-            "the default one, as the recipe has no [tune] and there is no --space",
-        )
+        origin = "the default one, as the recipe has no [tune] and there is no --space"
+        try:
+            table = defaults.default(Setup.of(options, store))
+        except InputError as error:
+            errors += [line for line in str(error).splitlines() if line not in errors]
     elif table and space:
         origin += " and --space"
     found = Space(())
@@ -274,9 +275,11 @@ def _finish(
     )
     if weights:
         shares = [[key, f"{share:.0%}"] for key, share in weights.items()]
-        console.table(f"What matters for {names[0]}", ["option", "share"], shares)
+        console.table(report.APART, ["option", "share"], shares, note=report.SETTLED)
     elif best:
         console.text("What matters cannot be told from so few trials that were trained to their end.")
+    if cells := report.choices(plan, trials):
+        console.table(f"Best {names[0]} of each choice", report.CHOICES, cells)
     failed = [row for row in rows if row.kind in ("failed", "infeasible")]
     if failed:
         reasons = [[row.number, row.kind, row.reason] for row in failed]
@@ -308,6 +311,7 @@ def _finish(
         "pareto": [entry(row) for row in leading] if plan.several else None,
         "objectives": {objective.name: objective.direction for objective in plan.objectives},
         "importances": weights,
+        "choices": [asdict(one) for one in results.choices(plan, trials)],
         "failures": [{"trial": row.number, "kind": row.kind, "reason": row.reason} for row in failed],
         "files": [str(file) for file in (*written, *files)],
         "storage": storage.hidden(tuning.url),

@@ -12,8 +12,10 @@ from torch import Tensor, nn
 
 from lsm_cli.data.batches import Batch
 from lsm_cli.data.store import Field
+from lsm_cli.embedding.cached import CachedTable
 from lsm_cli.embedding.optimizer import RowOptimizer, row_optimizer
 from lsm_cli.embedding.tables import RowMap, Rows, Table
+from lsm_cli.embedding.tiers import ON_DEVICE, Tier
 from lsm_cli.kernels import ragged
 
 
@@ -54,6 +56,7 @@ class Bank(nn.Module):
         optimizer: `adagrad` or `adam`.
         unknown: share of ids shown as unknown in training.
         dtype: of the tables.
+        tier: where tables lie that are larger than their cache.
     """
 
     def __init__(
@@ -66,6 +69,7 @@ class Bank(nn.Module):
         unknown: float,
         seed: int,
         dtype: torch.dtype = torch.float32,
+        tier: Tier = ON_DEVICE,
     ) -> None:
         super().__init__()
         self.names = [field.name for field in fields]
@@ -75,8 +79,12 @@ class Bank(nn.Module):
         self.optimizers = nn.ModuleList()
         for position, field in enumerate(fields):
             self.maps.append(RowMap(field.rows, category_rows if field.level else None))
-            self.tables.append(Table(field.rows, dim, std, seed * 1009 + position, dtype))
-            self.optimizers.append(row_optimizer(optimizer, field.rows, dim))
+            held = tier.held(field.rows)
+            moves = row_optimizer(optimizer, held, dim)
+            of_table = (field.rows, dim, std, seed * 1009 + position, dtype)
+            whole = held == field.rows
+            self.tables.append(Table(*of_table) if whole else CachedTable(*of_table, moves, tier))
+            self.optimizers.append(moves)
 
     def fetch(self, batch: Batch, history: bool = True, frozen: bool = False) -> dict[str, Fetched]:
         """Read the rows of one batch; in training mode they collect gradients and some ids are hidden.
@@ -99,6 +107,21 @@ class Bank(nn.Module):
                 rows, None if behaviours is None else next(local), None if target is None else next(local)
             )
         return found
+
+    @property
+    def cached(self) -> dict[str, CachedTable]:
+        """The tables that the device holds in part."""
+        found = zip(self.names, self.tables, strict=True)
+        return {name: table for name, table in found if isinstance(table, CachedTable)}
+
+    def expect(self, batch: Batch, ahead: int, history: bool = True) -> None:
+        """Bring the rows of a coming batch, still on the host, into the caches; on the thread that makes batches."""
+        for name, table in self.cached.items():
+            rows_of = cast(RowMap, self.maps[self.names.index(name)])
+            if rows_of.mapping is not None and rows_of.mapping.is_cuda:
+                continue  # levels of a taxonomy are small and soon here
+            parts = [batch.history.get(name) if history else None, batch.target.get(name)]
+            table.expect(torch.cat([rows_of(ids).long() for ids in parts if ids is not None]), ahead)
 
     def gather(
         self, batch: Batch, tables: Sequence[tuple[Tensor, Tensor | None]], history: bool = True

@@ -14,6 +14,8 @@ from torch import Tensor, nn
 
 from lsm_cli.embedding.optimizer import RowOptimizer
 
+PIECE = 1 << 16  # rows that are drawn at once
+
 
 @dataclass
 class Rows:
@@ -23,11 +25,22 @@ class Rows:
         index: int64 [U], rows of the table.
         values: float32 [U, d], a leaf that collects the gradient of the rows.
         local: for each requested id tensor, its ids as positions in `index`.
+        place: where a cache held them when they were read; None = they are where `index` says, or no longer known.
     """
 
     index: Tensor
     values: Tensor
     local: tuple[Tensor, ...]
+    place: Place | None = None
+
+
+@dataclass
+class Place:
+    """Distinct rows and the slots of a cache that hold them, int64 [U] each; `rows` and `slots` on the host."""
+
+    rows: Tensor
+    slots: Tensor
+    on_device: Tensor
 
 
 class RowMap(nn.Module):
@@ -53,31 +66,46 @@ class Table(nn.Module):
         std: standard deviation of the other rows at the start.
         dtype: how rows are kept; models see them in float32.
 
+        held: rows for which there is room on the device, if not for all; a subclass keeps the others, and fills them.
+
     Attributes:
+        weight: [held, dim].
         sparse: False makes a step read and update the whole table, as a dense parameter would be.
     """
 
     weight: Tensor
     sparse: bool = True
 
-    def __init__(self, rows: int, dim: int, std: float, seed: int, dtype: torch.dtype = torch.float32) -> None:
+    def __init__(
+        self,
+        rows: int,
+        dim: int,
+        std: float,
+        seed: int,
+        dtype: torch.dtype = torch.float32,
+        held: int | None = None,
+    ) -> None:
         super().__init__()
-        self.std, self.seed = std, seed
-        self.register_buffer("weight", torch.empty(rows, dim, dtype=dtype))
-        self.reset()
+        self.rows, self.dim, self.std, self.seed = rows, dim, std, seed
+        self.register_buffer("weight", torch.empty(rows if held is None else held, dim, dtype=dtype))
         self._scratch: np.ndarray | None = None
+        if held is None:
+            self.reset()
 
-    @torch.no_grad()
     def reset(self) -> None:
         """Back to the first weights, which are a function of the seed."""
-        rows, dim = self.weight.shape
-        fresh = torch.empty(rows, dim).normal_(0, self.std, generator=torch.Generator().manual_seed(self.seed))
-        fresh[[0, min(1, rows - 1), rows - 1]] = 0
-        self.weight.copy_(fresh)
+        self._first(self.weight)
 
-    @property
-    def rows(self) -> int:
-        return self.weight.shape[0]
+    @torch.no_grad()
+    def _first(self, weight: Tensor) -> None:
+        """Fill a whole table [rows, dim] with the first weights, a piece after the other: only a piece of them is ever
+        held twice. Pieces of whole sixteens are drawn as the whole would be, which a test holds torch to."""
+        generator = torch.Generator().manual_seed(self.seed)
+        for start in (starts := range(0, max(self.rows - 16, 1), PIECE)):
+            stop = start + PIECE if start != starts[-1] else self.rows
+            fresh = torch.empty(stop - start, self.dim).normal_(0, self.std, generator=generator)
+            weight[start:stop].copy_(fresh)
+        weight[[0, min(1, self.rows - 1), self.rows - 1]] = 0
 
     def fetch(self, *ids: Tensor, grad: bool) -> Rows:
         """Read the distinct rows of all `ids` (int32 or int64, [n] each) as one leaf."""
@@ -91,8 +119,12 @@ class Table(nn.Module):
             index, local = torch.unique(every, return_inverse=True)
         else:
             index, local = self._distinct(every)
-        values = self.weight.index_select(0, index).float().requires_grad_(grad)
-        return Rows(index, values, tuple(local.split(sizes)))
+        values, place = self.read(index, grad)
+        return Rows(index, values.float().requires_grad_(grad), tuple(local.split(sizes)), place)
+
+    def read(self, index: Tensor, learns: bool) -> tuple[Tensor, Place | None]:
+        """Distinct rows int64 [U] -> their values as they are kept, [U, d]."""
+        return self.weight.index_select(0, index), None
 
     def _distinct(self, ids: Tensor) -> tuple[Tensor, Tensor]:
         """Ascending distinct ids and positions, without a sort of all ids: a scatter into a scratch column."""

@@ -11,7 +11,7 @@ import math
 
 import numpy as np
 
-from lsm_cli.engine.metrics import grouped_auc
+from lsm_cli.engine.metrics import grouped_auc, placements
 
 Z = 1.959964  # half width of a 95% interval, in standard errors
 FEWEST = 10  # users below which nothing is said
@@ -28,7 +28,7 @@ def errors(label: np.ndarray, logit: np.ndarray, user: np.ndarray) -> dict[str, 
     label, logit = np.asarray(label, np.float64), logit.astype(np.float64)
     loss = np.logaddexp(0.0, logit) - label * logit
     return {
-        "auc": _spread(np.bincount(who, _placements(label, logit)) if 0 < label.sum() < len(label) else None),
+        "auc": _spread(_auc_terms(label, logit, who)),
         "gauc": _spread((within - np.average(within, weights=rows)) * rows / rows.sum() if len(rows) else None),
         "logloss": _spread(np.bincount(who, loss - loss.mean()) / len(loss) if len(loss) else None),
     }
@@ -39,15 +39,14 @@ def interval(value: float | None, error: float | None) -> tuple[float, float] | 
     return None if value is None or error is None else (value - Z * error, value + Z * error)
 
 
-def _placements(label: np.ndarray, logit: np.ndarray) -> np.ndarray:
-    """What each row adds to the AUC's distance from its expectation: float64 [n]."""
-    order = np.sort(logit[label == 0]), np.sort(logit[label == 1])
-    below, above = (
-        (np.searchsorted(side, logit, "left") + np.searchsorted(side, logit, "right")) / (2 * len(side))
-        for side in order
-    )
-    place = np.where(label == 1, below, 1 - above)  # share of the other class on the right side of the row
-    return (place - below[label == 1].mean()) / np.where(label == 1, label.sum(), len(label) - label.sum())
+def _auc_terms(label: np.ndarray, logit: np.ndarray, who: np.ndarray) -> np.ndarray | None:
+    """What each user adds to the AUC's distance from its expectation: float64 [users]; None with one class."""
+    below, above = placements(label, 1 - label, logit)
+    if below is None or above is None:
+        return None
+    place = np.where(label == 1, below, above)  # share of the other class on the right side of the row
+    rows = np.where(label == 1, label.sum(), len(label) - label.sum())
+    return np.bincount(who, (place - below[label == 1].mean()) / rows)
 
 
 def _spread(terms: np.ndarray | None) -> float | None:

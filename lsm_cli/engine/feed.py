@@ -86,11 +86,15 @@ class Feed:
             return reach
         return np.minimum(reach, self.options.top_k + self.options.recent)
 
-    def batch(self, index: np.ndarray, model: Scorer) -> Batch:
-        """The samples `index` on the device, with the behaviours that the model is to read."""
+    def batch(self, index: np.ndarray, model: Scorer, ahead: int = 0) -> Batch:
+        """The samples `index` on the device, with the behaviours that the model is to read.
+
+        Args:
+            ahead: it is made so many batches before it is read; its embedding rows are then brought nearer too.
+        """
 
         def gathered(bounds: Sequence[tuple[int, int]]) -> Batch:
-            return Batch.join([self._batch(index[low:high], model) for low, high in bounds])
+            return Batch.join([self._batch(index[low:high], model, ahead) for low, high in bounds])
 
         return self.gathering.run(len(index), gathered)
 
@@ -98,7 +102,7 @@ class Feed:
         """Who hears what had to be done in pieces."""
         self.gathering.tell = self.scoring.tell = hear
 
-    def _batch(self, index: np.ndarray, model: Scorer) -> Batch:
+    def _batch(self, index: np.ndarray, model: Scorer, ahead: int) -> Batch:
         with torch.no_grad():
             with trace.part(trace.SEARCH):
                 if self.soft:
@@ -106,7 +110,7 @@ class Feed:
                 else:
                     read = self._pointers(index)
             if not self.soft:
-                batch = self._assembled(index, read)
+                batch = self._assembled(index, read, model if ahead else None, ahead)
             if self.matches is not None:
                 with trace.part(trace.NUMBERS):
                     queries = self.assembler.queries(index)
@@ -116,14 +120,18 @@ class Feed:
 
     def batches(self, groups: Iterable[np.ndarray], model: Scorer) -> Generator[Batch, None, None]:
         """`batch` of each group of samples, in order; on a thread ahead of their use if the recipe says so."""
-        return ahead(lambda index: self.batch(index, model), groups, self.depth)
+        return ahead(lambda index: self.batch(index, model, self.depth), groups, self.depth)
 
-    def _assembled(self, index: np.ndarray, read: Pointers | None = None) -> Batch:
-        if self.resident is not None:
+    def _assembled(
+        self, index: np.ndarray, read: Pointers | None = None, expects: Scorer | None = None, ahead: int = 0
+    ) -> Batch:
+        if self.resident is not None:  # on a GPU the ids of its behaviours are not known here
             with trace.part(trace.DATA):
                 return self.resident.batch(index, read)
         with trace.part(trace.DATA):
             batch = self.assembler.batch(index, read)
+            if expects is not None:
+                expects.expect(batch, ahead)
         with trace.part(trace.COPY):
             return batch.to(self.device) if self.ring is None else batch.moved(self.ring.move)
 

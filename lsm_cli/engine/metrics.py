@@ -37,6 +37,36 @@ def grouped_auc(label: np.ndarray, score: np.ndarray, group: np.ndarray) -> tupl
     return groups[start[both]], auc, rows
 
 
+def placements(
+    positive: np.ndarray, negative: np.ndarray, score: np.ndarray
+) -> tuple[np.ndarray, np.ndarray] | tuple[None, None]:
+    """Where every row's score lies among those of the other class; ties count half.
+
+    Args:
+        positive, negative: weight of each row in its class, 0 in the other; float [n].
+        score: float [n].
+
+    Returns:
+        share of the negatives' weight below each row, share of the positives' weight above it: float64 [n] both. The
+        weighted mean of the first over the positives is the AUC, and so is that of the second over the negatives.
+        None where a class is missing.
+    """
+    if not (positive.sum() > 0 and negative.sum() > 0):
+        return None, None
+    order = np.argsort(score)
+    ranked = score[order]
+    start = np.flatnonzero(np.r_[True, ranked[1:] != ranked[:-1]])
+    size = np.diff(np.r_[start, len(ranked)])
+    shares = []
+    for weight in (negative, positive):
+        tied = np.add.reduceat(weight[order].astype(np.float64), start)
+        below = np.cumsum(tied) - tied / 2
+        share = np.empty(len(score))
+        share[order] = np.repeat(below / tied.sum(), size)
+        shares.append(share)
+    return shares[0], 1 - shares[1]
+
+
 def auc(label: np.ndarray, score: np.ndarray) -> float | None:
     """Area under the ROC curve; None when only one class is present."""
     _, value, _ = grouped_auc(label, score, np.zeros(len(label), np.int64))

@@ -19,7 +19,7 @@ from torch import Tensor
 from lsm_cli import recipe as recipes
 from lsm_cli.data.store import Store
 from lsm_cli.engine.environment import environment
-from lsm_cli.engine.trail import LEDGER, LOCK, METRICS, STATE, WEIGHTS, unlike
+from lsm_cli.engine.trail import LEDGER, LOCK, METRICS, STATE, WEIGHTS, study_of, unlike
 from lsm_cli.errors import InputError, LsmError
 
 LOCK_SECONDS = 0.3  # who only looks whether a run is being written holds its lock for a moment
@@ -90,6 +90,11 @@ class RunFolder:
         if not (run.path / "recipe.toml").is_file():
             raise InputError(f"{run.path}: not a run (no recipe.toml); `lsm train … --out {run.path}` makes one")
         if not (run.path / WEIGHTS).is_file():
+            if study_of(run.path) and not (run.path / STATE).is_file():
+                raise InputError(
+                    f"{run.path}: a study keeps the weights of its best trials alone (no {WEIGHTS}); `lsm train --from "
+                    f"{run.path} --out NEW` makes them again"
+                )
             raise InputError(
                 f"{run.path}: the run has no weights yet (no {WEIGHTS}); finish it with `lsm train … --resume`"
             )
@@ -187,12 +192,13 @@ class RunFolder:
     def save_state(self, state: dict[str, Any]) -> None:
         self._write(STATE, lambda file: torch.save(state, file))
 
-    def load_state(self) -> dict[str, Any] | None:
+    def load_state(self, mapped: bool = False) -> dict[str, Any] | None:
+        """What `save_state` wrote last; None = nothing yet. `mapped` reads tensors from the file as they are used."""
         file = self.path / STATE
         if not file.is_file():
             return None
         try:
-            return torch.load(file, weights_only=True, map_location="cpu")
+            return torch.load(file, weights_only=True, map_location="cpu", mmap=mapped)
         except Exception as error:
             raise InputError(f"{file}: damaged ({error}); start the run again in another --out") from None
 

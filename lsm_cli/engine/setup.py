@@ -13,7 +13,7 @@ from lsm_cli.data.graph import item_graph
 from lsm_cli.data.resident import resident_bytes
 from lsm_cli.data.store import Field, Store
 from lsm_cli.embedding.tables import Table
-from lsm_cli.engine import replay
+from lsm_cli.engine import replay, tiers
 from lsm_cli.engine.device import Compute, decide, pool_memory
 from lsm_cli.errors import InputError
 from lsm_cli.kernels import fused, ragged
@@ -156,6 +156,8 @@ class Setup:
         where, device = self.recipe.engine.trajectories, self.compute.device
         if where != "auto" or device.type != "cuda":
             return where == "device"
+        if self.recipe.engine.table_tier != "device":
+            return False  # rows are brought nearer by the ids of the coming batches, which the host then must know
         return self.resident_bytes <= RESIDENT_SHARE * torch.cuda.get_device_properties(device).total_memory
 
     @property
@@ -232,7 +234,7 @@ class Setup:
             f"tables     {sum(field.rows for field in self.fields):,} rows x {model.dim}, {train.table_optimizer}, "
             f"lr {train.table_lr:g}; dense lr {train.lr:g}"
         )
-        return lines
+        return lines + tiers.decisions(self.recipe, self.fields)
 
 
 def visible_lengths(store: Store, split: str) -> np.ndarray:
@@ -244,7 +246,7 @@ def visible_lengths(store: Store, split: str) -> np.ndarray:
 def parameters(model: torch.nn.Module) -> int:
     """Numbers that training can change: dense parameters and table rows."""
     dense = sum(parameter.numel() for parameter in model.parameters())
-    return dense + sum(buffer.numel() for name, buffer in model.named_buffers() if name.endswith(".weight"))
+    return dense + sum(part.rows * part.dim for part in model.modules() if isinstance(part, Table))
 
 
 def _known(asked: list[str], available: list[str], key: str, store: Store) -> list[str]:

@@ -23,6 +23,7 @@ from lsm_cli.errors import InputError
 
 STATE, WEIGHTS, METRICS, LEDGER = "state.pt", "model.safetensors", "metrics.jsonl", "ledger.jsonl"
 LOCK, RECIPE, RESULT, DATA, ENVIRONMENT = ".lock", "recipe.toml", "result.json", "data.json", "environment.json"
+STUDY, TRIALS = "study.json", "trials"  # a study's plan, and the folder of its trials' runs beside it
 DEPTH = 4  # folders below the one that is asked for in which runs are looked for
 
 Record = dict[str, Any]  # a run as `lsm runs --json` prints it; `options` is the recipe, section by section
@@ -92,6 +93,12 @@ def find_runs(root: str | Path) -> tuple[list[Record], list[str]]:
     return sorted(records, key=lambda record: record["when"] or "", reverse=True), problems
 
 
+def study_of(path: Path) -> Path | None:
+    """The study that a folder is a trial of; None = of none."""
+    folder = path.resolve().parent
+    return folder.parent if folder.name == TRIALS and (folder.parent / STUDY).is_file() else None
+
+
 def is_run(path: Path) -> bool:
     return (path / RECIPE).is_file() and any((path / name).exists() for name in (LOCK, DATA, ENVIRONMENT))
 
@@ -123,6 +130,7 @@ def read_run(path: str | Path, root: str | Path | None = None, problems: list[st
     record = {
         "run": str(path),
         "name": _name(path, root or path.parent),
+        "trial": study_of(path) is not None,
         "state": "running" if is_held(path) else "finished" if done else "interrupted",
         "recipe": options.get("name"),
         "store": data.get("name"),
@@ -137,6 +145,10 @@ def read_run(path: str | Path, root: str | Path | None = None, problems: list[st
         "options": options,
     }
     record["epoch"] = None if done else _epoch(path)
+    if record["trial"] and not done:
+        record |= _last_validation(path)
+        if record["state"] == "interrupted" and not (path / STATE).exists():
+            record["state"] = "stopped"  # by the study: nothing goes on from here
     return record
 
 
@@ -314,6 +326,7 @@ def _removed(folder: Path, root: Path, problems: list[str]) -> list[Record]:
             {
                 "run": str(path),
                 "name": _name(path, root),
+                "trial": False,
                 "state": "removed",
                 **{key: line.get(key) for key in ("recipe", "seed", *FIELDS[6:], "command", "code", "lsm")},
                 "store": line.get("store_name") or Path(str(line.get("store"))).name,
@@ -344,6 +357,13 @@ def _metrics(said: dict[str, Any], split: str | None) -> dict[str, dict[str, Any
     return {
         target: {name: entry.get(name) for name in kept} for target, entry in targets.items() if isinstance(entry, dict)
     }
+
+
+def _last_validation(path: Path) -> Record:
+    """What the last validation of an unfinished run said."""
+    lines = read_lines(path / METRICS, []) if (path / METRICS).is_file() else []
+    said = {"valid": lines[-1].get("valid")} if lines else {}
+    return {"split": "valid" if said else None, "metrics": _metrics(said, "valid")}
 
 
 def _epoch(path: Path) -> float | None:

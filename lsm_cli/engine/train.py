@@ -116,7 +116,7 @@ class Trainer:
 
     def fit(self) -> None:
         """Train to the end, from wherever the run stands."""
-        state = self.run.load_state()
+        state = self.run.load_state(mapped=self.setup.recipe.engine.table_tier == "file")
         if state is None:
             self.fit_scales()
             self.model.start(self.rates(), self.setup.item_vectors)

@@ -19,10 +19,10 @@ from typing import Any
 
 import numpy as np
 
-from lsm_cli.engine.metrics import grouped_auc
+from lsm_cli.engine.certainty import FEWEST
+from lsm_cli.engine.metrics import grouped_auc, placements
 
 LEVEL = 0.95
-FEWEST = 10  # users below which no interval is given
 CELLS = 1 << 23  # user counts at once
 METRICS = {"auc": 1, "gauc": 1, "logloss": -1}  # the sign of what is better
 WORDS = {"auc": "AUC", "gauc": "GAUC", "logloss": "log loss"}
@@ -132,36 +132,6 @@ class Resampling:
             for row in counts:
                 row[:] = np.bincount(rng.integers(0, self.users, self.users), minlength=self.users)
             yield counts
-
-
-def placements(
-    positive: np.ndarray, negative: np.ndarray, score: np.ndarray
-) -> tuple[np.ndarray, np.ndarray] | tuple[None, None]:
-    """Where every row's score lies among those of the other class; ties count half.
-
-    Args:
-        positive, negative: weight of each row in its class, 0 in the other; float [n].
-        score: float [n].
-
-    Returns:
-        share of the negatives' weight below each row, share of the positives' weight above it: float64 [n] both. The
-        weighted mean of the first over the positives is the AUC, and so is that of the second over the negatives.
-        None where a class is missing.
-    """
-    if not (positive.sum() > 0 and negative.sum() > 0):
-        return None, None
-    order = np.argsort(score)
-    ranked = score[order]
-    start = np.flatnonzero(np.r_[True, ranked[1:] != ranked[:-1]])
-    size = np.diff(np.r_[start, len(ranked)])
-    shares = []
-    for weight in (negative, positive):
-        tied = np.add.reduceat(weight[order].astype(np.float64), start)
-        below = np.cumsum(tied) - tied / 2
-        share = np.empty(len(score))
-        share[order] = np.repeat(below / tied.sum(), size)
-        shares.append(share)
-    return shares[0], 1 - shares[1]
 
 
 def interval(samples: np.ndarray, users: int) -> tuple[float | None, float | None]:

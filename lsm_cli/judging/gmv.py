@@ -19,7 +19,8 @@ import numpy as np
 
 from lsm_cli.data.batches import SECONDS_PER_DAY
 from lsm_cli.data.store import Samples, Store
-from lsm_cli.judging.compare import Difference, Resampling, interval, placements
+from lsm_cli.engine.metrics import placements
+from lsm_cli.judging.compare import Difference, Resampling, interval
 
 CLIP = 100.0  # largest weight of one request
 SEVERAL = 0.5  # share of the samples that must have company for requests to be the unit

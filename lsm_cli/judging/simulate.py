@@ -133,7 +133,7 @@ class Simulation:
             at = (now[:, None] * width + np.arange(width)).ravel()
             shown = self.could.take(at)
             fresh = past(drawn, trail, shown)
-            p = chances(drawn, shown, {name: self.past[name][:, at] + fresh[name] for name in fresh})
+            p = chances(drawn, shown, {name: self.past[name][..., at] + fresh[name] for name in fresh})
             ranked = policy(Round(self.row[at], at, p, partial(self._view, made)))
             best = np.asarray(ranked.reshape(-1, width).argmax(1))
             chosen = np.arange(len(now)) * width + best

@@ -32,7 +32,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")  # torch says so once a process
+# torch says once a process that sparse tensors are new and, in 2.11, that it does not check them
+warnings.filterwarnings("ignore", message="Sparse (CSR tensor support is in beta|invariant checks are implicitly)")
 
 
 CHUNK = 512  # behaviours of one sample that one program of a GPU works on

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from torch import Tensor, nn
 
 from lsm_cli.data.batches import Batch
+from lsm_cli.embedding.cached import CachedTable
 from lsm_cli.models.numeric import Numeric
 from lsm_cli.models.space import Rows, Space
 
@@ -25,6 +26,19 @@ class Scorer(nn.Module):
     def fetch(self, batch: Batch) -> list[Rows]:
         """The embedding rows of a batch, space by space; in training mode they are leaves that collect gradients."""
         return [space.fetch(batch) for space in self.spaces]
+
+    def expect(self, batch: Batch, ahead: int) -> None:
+        """Bring the embedding rows of a batch nearer that is still on the host, so many batches before it is read."""
+        for space in self.spaces:
+            space.expect(batch, ahead)
+
+    @property
+    def cached(self) -> dict[str, CachedTable]:
+        """The tables that the device holds in part, by field; those of the attention's own space say so."""
+        found: dict[str, CachedTable] = {}
+        for number, space in enumerate(self.spaces):
+            found |= {name + " (attention)" * number: table for name, table in space.bank.cached.items()}
+        return found
 
     def part(self, batch: Batch, rows: list[Rows], low: int, high: int) -> tuple[Batch, list[Rows]]:
         """Some samples of a batch whose rows were fetched: their gradients meet in the same leaves."""

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from lsm_cli.data.batches import Batch
 from lsm_cli.data.store import Field
 from lsm_cli.embedding.bank import Bank, Fetched
+from lsm_cli.embedding.tiers import Tier
 from lsm_cli.kernels.ragged import Occurrences, Segments
 from lsm_cli.models.graph import GRAPH, GraphField, ItemVectors
 from lsm_cli.models.heads import Heads
@@ -55,7 +56,10 @@ class Space(nn.Module):
         self.candidate = [field.name for field in fields if field.in_sample]
         used = [field for field in fields if field.name in {*self.behaviour, *self.candidate}]
         dtype = torch.bfloat16 if train.table_dtype == "bf16" else torch.float32
-        self.bank = Bank(used, category_rows, dim, options.init_std, train.table_optimizer, train.unknown, seed, dtype)
+        self.bank = Bank(
+            used, category_rows, dim, options.init_std, train.table_optimizer, train.unknown, seed, dtype,
+            Tier.of(recipe.engine),
+        )  # fmt: skip
         lacking = [name for name in self.behaviour if name not in self.candidate]
         shared = [name for name in self.behaviour if name in self.candidate]
         self.graph = GraphField(items, dim, options.init_std) if items is not None else None
@@ -75,6 +79,10 @@ class Space(nn.Module):
     def fetch(self, batch: Batch, frozen: bool = False) -> Rows:
         """The embedding rows of a batch; in training mode, and not frozen, leaves that collect gradients."""
         return self.bank.fetch(batch, history=self.reads, frozen=frozen)
+
+    def expect(self, batch: Batch, ahead: int) -> None:
+        """Bring the rows of a batch that is still on the host nearer, see `Bank.expect`."""
+        self.bank.expect(batch, ahead, history=self.reads)
 
     def places(self, batch: Batch, segments: Segments) -> dict[str, Occurrences]:
         """Where in time the behaviours lie, see `TemporalEncoding.places`."""

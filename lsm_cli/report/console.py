@@ -67,13 +67,33 @@ class Console:
     def error(self, text: str) -> None:
         self._err.print(f"error: {text}", markup=False, style="red")
 
-    def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], note: str | None = None) -> None:
-        """A result table on stdout: numbers right-aligned, text left-aligned, None shown as a dash."""
+    def table(
+        self,
+        title: str,
+        columns: Sequence[str],
+        rows: Sequence[Sequence[Any]],
+        note: str | None = None,
+        spare: Sequence[str] = (),
+    ) -> None:
+        """A result table on stdout: numbers right-aligned, text left-aligned, None shown as a dash.
+
+        Args:
+            spare: columns that a narrow terminal does without, in this order, until the table fits; named below it.
+        """
         if self.json:
             return
-        self._out.print(_drawn(title, columns, rows))
-        if note:
-            self._out.print(note, markup=False, style="dim")
+        drawn, gone = _drawn(title, columns, rows), list[str]()
+        for name in spare:
+            if self._out.measure(drawn, options=self._out.options.update(max_width=10_000)).maximum <= self._out.width:
+                break
+            gone.append(name)
+            kept = [place for place, column in enumerate(columns) if column not in gone]
+            drawn = _drawn(title, [columns[place] for place in kept], [[row[place] for place in kept] for row in rows])
+        self._out.print(drawn)
+        notes = [note] if note else []
+        notes += [f"too narrow here for {', '.join(gone)}"] if gone else []
+        if notes:
+            self._out.print("; ".join(notes), markup=False, style="dim")
 
     def text(self, text: str) -> None:
         """Plain result text on stdout."""

@@ -15,7 +15,7 @@ body{color:var(--ink);background:var(--ground)}
 h1{font-size:1.5rem;margin-bottom:.3rem}h2{font-size:1.1rem;margin:2rem 0 .6rem}.note{color:var(--soft);font-size:13px}
 .wide{overflow-x:auto}table{border-collapse:collapse;font-variant-numeric:tabular-nums}
 th,td{padding:.25rem .7rem;text-align:right;border-bottom:1px solid var(--line)}
-th:first-child,td:first-child,td.text{text-align:left}th{font-weight:600;color:var(--soft)}
+th:first-child,td:first-child,td.text,th.text{text-align:left}th{font-weight:600;color:var(--soft)}
 .facts td{text-align:left;vertical-align:top}.facts td:first-child{color:var(--soft);white-space:nowrap}
 .tiles{display:flex;flex-wrap:wrap;gap:.8rem;margin:1.2rem 0}
 .tiles div{background:var(--panel);border-radius:8px;padding:.7rem 1rem;min-width:8rem}
@@ -58,8 +58,13 @@ class Page:
         self.parts.append(f'<h2>{escape(title)}</h2><table class="facts">{body}</table>')
 
     def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-        head = "".join(f"<th>{escape(column)}</th>" for column in columns)
-        body = "".join("<tr>" + "".join(_cell(cell) for cell in row) + "</tr>" for row in rows)
+        """Columns of numbers to the right, of words to the left."""
+        cells = [["–" if cell is None else str(cell) for cell in row] for row in rows]
+        words = [any(row[at] and row[at][0] not in "+-−–.0123456789" for row in cells) for at in range(len(columns))]
+        kinds = [' class="text"' if word else "" for word in words]
+        head = "".join(f"<th{kind}>{escape(column)}</th>" for kind, column in zip(kinds, columns, strict=True))
+        lines = ("".join(f"<td{kind}>{escape(c)}</td>" for kind, c in zip(kinds, row, strict=True)) for row in cells)
+        body = "".join(f"<tr>{line}</tr>" for line in lines)
         table = f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
         self.parts.append(f'<h2>{escape(title)}</h2><div class="wide">{table}</div>')
 
@@ -186,13 +191,6 @@ class Page:
             f"<title>{escape(self.title)}</title><style>{STYLE}</style></head>"
             f"<body><h1>{escape(self.title)}</h1>{''.join(self.parts)}</body></html>\n"
         )
-
-
-def _cell(value: Any) -> str:
-    """Numbers to the right, words to the left."""
-    text = "–" if value is None else str(value)
-    kind = ' class="text"' if text[:1].isalpha() else ""
-    return f"<td{kind}>{escape(text)}</td>"
 
 
 def _forest(rows: Sequence[tuple[str, float, float, float]], unit: str) -> str:

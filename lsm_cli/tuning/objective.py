@@ -24,11 +24,11 @@ from lsm_cli.data.store import Store
 from lsm_cli.engine.device import Compute, peak_memory
 from lsm_cli.engine.run import STATE, WEIGHTS, NotWrittenError, RunFolder
 from lsm_cli.engine.setup import Setup, parameters
+from lsm_cli.engine.trail import TRIALS
 from lsm_cli.engine.train import InterruptedRunError, Trainer
 from lsm_cli.errors import InputError, LsmError
 from lsm_cli.recipe import Recipe
 from lsm_cli.tuning import results
-from lsm_cli.tuning.plan import TRIALS
 from lsm_cli.tuning.space import Option, applied
 from lsm_cli.tuning.study import Tuning
 
@@ -118,7 +118,8 @@ def _train(
         values = [found[objective.name] for objective in plan.objectives]
         if not all(map(math.isfinite, values)):
             raise LsmError(f"the validation metric became {values}")
-        run.write_json("result.json", found | {"trial": trial.number, "params": chosen, "steps": trainer.at.step})
+        about = {"trial": trial.number, "params": chosen, "steps": trainer.at.step}
+        run.write_json("result.json", found | {"peak_memory_bytes": found["memory"]} | about)
         trial.set_user_attr("costs", {name: found[name] for name in ("samples_per_second", "memory", "parameters")})
         tuning.complete(trial, values)
     except optuna.TrialPruned:
@@ -160,6 +161,7 @@ def judged(trainer: Trainer, metric: str) -> dict[str, Any]:
         values = [entry[name] for entry in best["valid"].values() if entry[name] is not None]
         found[name] = float(np.mean(values)) if values else math.nan
     found[metric] = abs(best["metric"])
+    found["valid"] = best["valid"]
     found["samples_per_second"] = trainer.at.samples / max(trainer.at.seconds, 1e-9)
     found["parameters"] = parameters(trainer.model)
     return found

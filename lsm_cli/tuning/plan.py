@@ -14,12 +14,12 @@ from typing import Any
 
 from lsm_cli import recipe as recipes
 from lsm_cli.data.store import Store
+from lsm_cli.engine.trail import STUDY as PLAN
 from lsm_cli.errors import InputError, LsmError
 from lsm_cli.recipe import SECTIONS, Recipe
 from lsm_cli.tuning import space as spaces
 from lsm_cli.tuning.space import Space
 
-PLAN, TRIALS = "study.json", "trials"
 SAMPLERS = ("tpe", "random", "cmaes", "gp", "nsga2")
 PRUNERS = ("median", "halving", "hyperband", "none")
 
@@ -103,8 +103,9 @@ class Plan:
         return int(most) * self.recipe.train.evaluations
 
     def check(self, other: dict[str, Any], where: str) -> None:
-        """Raise InputError unless a study that was begun as `other` is this one."""
-        found = differences(other, self.to_json())
+        """Raise InputError unless a study begun as `other` is this one; options newer than it have their defaults."""
+        recipe = recipes.parse(other["recipe"], where).model_dump(by_alias=True)
+        found = differences(other | {"recipe": recipe}, self.to_json())
         if found:
             raise InputError(
                 f"{where}: holds a study with {'; '.join(found)}; go on with the same command, or choose another --out"

@@ -5,12 +5,18 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from optuna.trial import FrozenTrial
+
 from lsm_cli.report import html, png, trials
 from lsm_cli.report.console import count, size
 from lsm_cli.tuning import results
 from lsm_cli.tuning.plan import Plan, write_text
 from lsm_cli.tuning.results import Row
 from lsm_cli.tuning.study import Tuning
+
+APART = "What sets the best tenth of the trials apart"
+SETTLED = "A choice that the search settled early sets no later trial apart: see the best of each choice."
+CHOICES = ("option", "choice", "tried", "trained to the end", "best", "trial")
 
 
 def write(tuning: Tuning, importances: dict[str, float], decisions: list[str]) -> list[Path]:
@@ -70,10 +76,12 @@ def write(tuning: Tuning, importances: dict[str, float], decisions: list[str]) -
             png.scatter(folder / "pareto.png", dots, names[1], names[0], path)
             files.append(folder / "pareto.png")
     if importances:
-        page.bars(f"What matters for {names[0]}", {name: 100 * share for name, share in importances.items()}, " %")
+        page.bars(APART, {name: 100 * share for name, share in importances.items()}, " %")
+        page.paragraph(SETTLED)
         if drawable:
-            png.bars(folder / "importances.png", importances, f"share of what matters for {names[0]}")
+            png.bars(folder / "importances.png", importances, APART)
             files.append(folder / "importances.png")
+    page.table(f"Best {names[0]} of each choice", CHOICES, choices(plan, tuning.trials()))
     page.parts.append('<div style="overflow-x:auto">')
     page.table(
         "All trials",
@@ -96,6 +104,16 @@ def write(tuning: Tuning, importances: dict[str, float], decisions: list[str]) -
     page.code("Recipe that was varied", plan.recipe.to_toml())
     write_text(folder / "report.html", page.render())
     return [folder / "report.html", *files]
+
+
+def choices(plan: Plan, trials: list[FrozenTrial]) -> list[list[Any]]:
+    """A row of cells under `CHOICES` for every choice; an option is named on its first."""
+    found, last = [], ""
+    for one in results.choices(plan, trials):
+        best = [None, None] if one.best is None else [number(one.best), one.trial]
+        found.append([one.key if one.key != last else "", short(one.value), one.tried, one.complete, *best])
+        last = one.key
+    return found
 
 
 def history(rows: list[Row], larger: bool) -> tuple[list[trials.Dot], list[tuple[float, float]]]:

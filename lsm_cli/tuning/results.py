@@ -83,15 +83,45 @@ def ranked(plan: Plan, trials: list[FrozenTrial]) -> list[FrozenTrial]:
     return sorted(done, key=lambda trial: (sign * trial.values[0], trial.number))
 
 
+@dataclass(frozen=True)
+class Choice:
+    """What one choice of an option came to."""
+
+    key: str
+    value: Any
+    tried: int  # trials that ended, stopped early or not
+    complete: int  # of them trained to their end
+    best: float | None  # of the first objective, over these
+    trial: int | None
+
+
+def choices(plan: Plan, trials: list[FrozenTrial]) -> list[Choice]:
+    """The best of every choice, option by option; of options that are ranges there is none.
+
+    Importances do not say this: what the search settled early sets none of the later trials apart from the others.
+    """
+    ended = [one for trial in trials if (one := row(plan, trial)).kind in ("complete", "pruned")]
+    order = {trial.number: place for place, trial in enumerate(ranked(plan, trials))}
+    found = []
+    for option in plan.space.options:
+        for value in option.choices if len(option.choices) > 1 else ():
+            here = [one for one in ended if option.key in one.params and one.params[option.key] == value]
+            whole = sorted((one for one in here if one.number in order), key=lambda one: order[one.number])
+            best = whole[0] if whole else None
+            score = best.values[0] if best and best.values else None
+            found.append(Choice(option.key, value, len(here), len(whole), score, best.number if best else None))
+    return found
+
+
 def leading(plan: Plan, trials: list[FrozenTrial], most: int) -> list[FrozenTrial]:
     """The trials worth keeping: the best few, or the Pareto set."""
     return pareto(plan, trials) if plan.several else ranked(plan, trials)[:most]
 
 
 def importances(tuning: Tuning) -> dict[str, float]:
-    """Share of each option in what makes trials good, by the first objective (PED-ANOVA, arXiv 2304.10255).
+    """Share of each option in what sets the best tenth of the trials apart (PED-ANOVA, arXiv 2304.10255).
 
-    Empty until enough trials have differed.
+    By the first objective, over the trials that were trained to their end; empty until enough of them have differed.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

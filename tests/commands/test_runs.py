@@ -91,6 +91,31 @@ def test_a_later_run_of_the_same_name_does_not_hide_the_earlier(runs: Path, smal
     assert sorted(states) == [("dnn", "finished"), ("dnn", "removed"), ("tin", "finished"), ("tin", "removed")]
 
 
+def test_trials_of_studies_are_left_out_unless_asked_for(runs: Path) -> None:
+    study = runs / "study"
+    for name in ("0000", "0001"):
+        shutil.copytree(runs / "tin", study / "trials" / name)
+    (study / "trials" / "0001" / "result.json").unlink()
+    (study / "trials" / "0001" / "state.pt").unlink(missing_ok=True)
+    assert len(_json("runs", runs)["runs"]) == 4  # folders called trials, but of no study
+    (study / "study.json").write_text("{}")
+    (study / "trials" / "0000" / "result.json").write_text(json.dumps({"valid": {"click": {"auc": 0.75}}}))
+    assert _states(runs).keys() == {"tin", "dnn"}
+    assert "2 trials of studies left out; --trials shows them" in _lsm("runs", runs).stdout
+    found = {run["name"]: run for run in _json("runs", runs, "--trials")["runs"]}
+    assert found.keys() == {"tin", "dnn", "study/trials/0000", "study/trials/0001"}
+    assert found["study/trials/0000"]["metrics"]["click"]["auc"] == 0.75
+    stopped, last = found["study/trials/0001"], (runs / "tin" / "metrics.jsonl").read_text().splitlines()[-1]
+    assert stopped["state"] == "stopped" and stopped["split"] == "valid"
+    assert stopped["metrics"]["order"]["gauc"] == json.loads(last)["valid"]["order"]["gauc"]
+    assert found["tin"]["split"] == "test"
+    shown = _lsm("runs", study).stdout  # nothing but trials: no need to ask
+    assert "0.7500*" in shown and "stopped at 3.00 of 3" in shown and "* on the validation samples" in shown
+    (study / "trials" / "0001" / "model.safetensors").unlink()
+    weightless = _lsm("eval", study / "trials" / "0001")
+    assert weightless.exit_code == 2 and "keeps the weights of its best trials" in weightless.stderr
+
+
 FILES = ("ledger.jsonl", *(f"tin/{name}" for name in ("result.json", "recipe.toml", "data.json", "environment.json")))
 
 

@@ -65,19 +65,22 @@ def uninterrupted(small_store: Path, tmp_path_factory: pytest.TempPathFactory) -
     return out
 
 
-@pytest.mark.parametrize("trial", range(3))
+TIERED = ["engine.table_tier=file", "engine.cache_rows=9", "engine.prefetch=2"]
+
+
+@pytest.mark.parametrize(("trial", "more"), [(0, []), (1, []), (2, []), (3, TIERED)])
 def test_kill_nine_and_resume_equals_uninterrupted(
-    small_store: Path, uninterrupted: Path, tmp_path: Path, trial: int
+    small_store: Path, uninterrupted: Path, tmp_path: Path, trial: int, more: list[str]
 ) -> None:
     out = tmp_path / "killed"
-    process = subprocess.Popen(_command(small_store, out), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(_command(small_store, out, *more), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     while not (out / "state.pt").exists() and process.poll() is None:
         time.sleep(0.005)
     time.sleep(random.Random(trial).uniform(0, 0.6))
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert (out / "state.pt").exists()
-    subprocess.run(_command(small_store, out, "--resume"), check=True, capture_output=True)
+    subprocess.run(_command(small_store, out, "--resume", *more), check=True, capture_output=True)
     for one, other in zip(_result(uninterrupted), _result(out), strict=True):
         _assert_same(one, other)
 

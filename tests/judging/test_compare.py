@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from sklearn.metrics import roc_auc_score
 
 from lsm_cli.engine import metrics
-from lsm_cli.judging.compare import METRICS, Difference, Resampling, compare, interval, placements
+from lsm_cli.judging.compare import METRICS, Difference, Resampling, compare, interval
 
 
 def sample(
@@ -58,7 +58,7 @@ def test_placements_average_to_the_auc(seed: int, distinct: int) -> None:
     weight = rng.random(70)
     if not 0 < label.sum() < 70:
         return
-    below, above = placements(label * weight, 1.0 - label, score)
+    below, above = metrics.placements(label * weight, 1.0 - label, score)
     truth = roc_auc_score(label, score, sample_weight=np.where(label, weight, 1.0))
     assert np.average(below[label], weights=weight[label]) == pytest.approx(truth, abs=1e-12)
     assert above[~label].mean() == pytest.approx(truth, abs=1e-12)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from lsm_cli import recipe as recipes
 from lsm_cli.errors import InputError
-from lsm_cli.tuning import defaults, space
+from lsm_cli.tuning import space
 from lsm_cli.tuning.space import Option, Space
 
 BASE = recipes.load("stacked_tin")
@@ -148,12 +148,3 @@ def test_options_that_no_trial_can_reach_are_told_apart() -> None:
     assert found.idle(BASE) == {"search.top_k": "search.method is none"}
     chained = _parse("", "search.hash_bits=1:4 when search.method=eta", "search.hashes=1:4 when search.hash_bits=2")
     assert set(chained.idle(BASE)) == {"search.hash_bits", "search.hashes"}
-
-
-@pytest.mark.parametrize("name", recipes.shipped())
-def test_the_default_space_is_valid_and_holds_the_recipe(name: str) -> None:
-    recipe = recipes.load(name)
-    found = space.parse(defaults.default(recipe))
-    assert found.of(recipe) is not None
-    assert {"train.lr", "model.dim"} <= {option.key for option in found.options}
-    assert not found.idle(recipe)

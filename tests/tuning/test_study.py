@@ -144,6 +144,16 @@ def test_a_study_of_somebody_else_is_left_alone(tmp_path: Path) -> None:
     assert len(theirs.trials) == 1 and theirs.user_attrs == {}
 
 
+def test_a_study_goes_on_when_recipes_have_learnt_new_options(tmp_path: Path) -> None:
+    plan = _tuning(tmp_path / "study", url=f"sqlite:///{tmp_path}/s.db").plan
+    begun = plan.to_json()
+    del begun["recipe"]["engine"]["prefetch"]
+    plan.check(begun, "here")
+    begun["recipe"]["engine"]["prefetch"] = plan.recipe.engine.prefetch + 1
+    with pytest.raises(InputError, match="another recipe"):
+        plan.check(begun, "here")
+
+
 def test_two_machines_with_different_plans_do_not_share_a_study(tmp_path: Path) -> None:
     url = str(tmp_path / "shared.log")
     _tuning(tmp_path / "one" / "study", url=url)

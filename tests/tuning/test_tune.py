@@ -65,6 +65,17 @@ def test_the_best_trial_is_the_best_and_its_recipe_trains_as_it_is(
         assert raw[key.split(".")[0]][key.split(".")[1]] == wanted
 
 
+def test_the_best_of_each_choice_is_told(study: tuple[Path, dict[str, Any]]) -> None:
+    out, value = study
+    assert value["choices"]
+    for key in {one["key"] for one in value["choices"]}:
+        mine = [one for one in value["choices"] if one["key"] == key]
+        having = [trial for trial in trials(out) if key in trial.params]
+        assert sum(one["complete"] for one in mine) == sum(one["tried"] for one in mine) == len(having)
+        assert max(one["best"] for one in mine if one["complete"]) == max(trial.value for trial in having)
+    assert "of each choice" in (out / "report.html").read_text()
+
+
 def test_what_a_study_leaves(study: tuple[Path, dict[str, Any]]) -> None:
     out, value = study
     page = (out / "report.html").read_text()
@@ -80,6 +91,10 @@ def test_what_a_study_leaves(study: tuple[Path, dict[str, Any]]) -> None:
     assert value["storage"].endswith("journal.log")
     best = out / "trials" / f"{value['best']['trial']:04d}"
     assert CliRunner().invoke(app, ["eval", str(best), "--json"]).exit_code == 0, "a trial is a run"
+    listed = json.loads(CliRunner().invoke(app, ["runs", str(out), "--json"]).stdout)["runs"]
+    (same,) = [run for run in listed if run["name"] == f"trials/{best.name}"]
+    gauc = [entry["gauc"] for entry in same["metrics"].values()]
+    assert sum(gauc) / len(gauc) == pytest.approx(value["best"]["value"]) and same["peak_memory_bytes"] > 0
 
 
 def test_the_same_seed_repeats_and_another_does_not(

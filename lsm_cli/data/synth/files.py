@@ -245,8 +245,18 @@ def split_dates(world: World) -> dict[str, str]:
     return {split: f"{_start(world) + timedelta(days=day):%Y-%m-%d}" for split, day in days.items()}
 
 
+_MORE = {
+    "share": " share: S is the mean of what the behaviours say, by how much they count, in place of the sum.",
+    "near": " near: behaviours that share that field with the ad count `times` as much.",
+    "rhythm": " rhythm: times ((1 + cos(2 pi age / rhythm)) / 2)^2.",
+    "meaning": " meaning: strength times what that field's value says about the ad's, a hidden table.",
+    "through": " through: the mean, over the behaviours, of what the user did in their channel beside them.",
+}
+
+
 def _truth(drawn: Drawn, scores: dict[str, Any]) -> dict[str, Any]:
     world = drawn.world
+    kernels = [kernel for target in world.targets for kernel in target.kernels]
     return {
         "world": world.name,
         "summary": world.summary,
@@ -254,7 +264,8 @@ def _truth(drawn: Drawn, scores: dict[str, Any]) -> dict[str, Any]:
         "seed": drawn.seed,
         "mechanism": "logit p = intercept + scenario + ad + sum over kernels of weight * log(1 + S), where S sums "
         "strength(action) * 2^(-age / half_life) over the user's behaviours strictly before the request, in the "
-        "kernel's domains, that share its field with the ad. `ad` is in ads_truth.parquet; ages are in days.",
+        "kernel's domains, that share its field with the ad. `ad` is in ads_truth.parquet; ages are in days."
+        + "".join(text for key, text in _MORE.items() if any(asdict(kernel)[key] for kernel in kernels)),
         "targets": {
             target.name: {
                 "intercept": drawn.intercept[target.name],

@@ -9,20 +9,29 @@ from lsm_cli.data.synth.worlds import DAY, Target, World
 
 
 def history_logit(target: Target, sums: np.ndarray) -> np.ndarray:
-    """Σ_j weight_j · sign(S_j) · log(1 + |S_j|): [kernels, requests] -> [requests]."""
+    """Σ_j weight_j · sign(S_j) · log(1 + |S_j|): [kernels, 2, requests], as `history_sums` has it -> [requests]."""
     weight = np.array([kernel.weight for kernel in target.kernels])
+    found = kernel_values(target, sums)
     # not BLAS: its sums depend on the number of threads
-    return (weight[:, None] * np.sign(sums) * np.log1p(np.abs(sums))).sum(axis=0)
+    return (weight[:, None] * np.sign(found) * np.log1p(np.abs(found))).sum(axis=0)
+
+
+def kernel_values(target: Target, sums: np.ndarray) -> np.ndarray:
+    """S of every kernel: [kernels, 2, requests], as `history_sums` has it -> [kernels, requests]."""
+    share = np.array([kernel.share for kernel in target.kernels])[:, None]
+    said, counted = sums[:, 0], sums[:, 1]
+    return np.divide(said, counted, out=np.where(share, 0.0, said), where=share & (counted > 0))
 
 
 def history_sums(
     world: World, events: Events, requests: Requests, meanings: dict[str, np.ndarray]
 ) -> dict[str, np.ndarray]:
-    """S of every kernel, target by target: {name: [kernels, requests]}.
+    """Σ w_i s_i and Σ w_i of every kernel, target by target: {name: [kernels, 2, requests]}.
 
-    Events meet requests once per field; the kernels on that field share the pairs.
+    Those of two sets of events add up. Events meet requests once per field; the kernels on that field share the pairs.
     """
-    sums = {target.name: np.zeros((len(target.kernels), len(requests.user))) for target in world.targets}
+    size = len(requests.user)
+    sums = {target.name: np.zeros((len(target.kernels), 2, size)) for target in world.targets}
     for match in sorted({kernel.match for target in world.targets for kernel in target.kernels}):
         row, index = matches(match, world, events, requests)
         age = (requests.time[row] - events.time[index]) / DAY
@@ -35,16 +44,27 @@ def history_sums(
                 weight = np.isin(DOMAINS, kernel.domains)[domain] * np.exp2(-age / kernel.half_life)
                 if kernel.rhythm:
                     weight *= ((1 + np.cos(2 * np.pi * age / kernel.rhythm)) / 2) ** 2
+                if kernel.near:
+                    ours, wanted = _pairs(kernel.near, row, index, world, events, requests)
+                    weight *= np.where((ours == wanted) & (ours != NONE), kernel.times, 1.0)
+                said = strength[action]
                 if kernel.meaning:
-                    said = field_values(kernel.meaning, events, events.domain, world)[index]
-                    about = field_values(kernel.meaning, requests, 0, world)[row]
-                    weight *= np.where(said == NONE, 0.0, meanings[kernel.meaning][said, about])
+                    ours, wanted = _pairs(kernel.meaning, row, index, world, events, requests)
+                    said = said * np.where(ours == NONE, 0.0, meanings[kernel.meaning][ours, wanted])
                 if kernel.through:
                     found = _through(strength, weight, row, index, events, requests)
                 else:
-                    found = np.bincount(row, strength[action] * weight, len(requests.user))
-                sums[target.name][number] = found
+                    found = np.bincount(row, said * weight, size)
+                sums[target.name][number] = found, np.bincount(row, weight, size)
     return sums
+
+
+def _pairs(
+    field: str, row: np.ndarray, index: np.ndarray, world: World, events: Events, requests: Requests
+) -> tuple[np.ndarray, np.ndarray]:
+    """Values of a field in pairs of request and behaviour: the behaviour's and the ad's, [pairs] both."""
+    ours = field_values(field, events, events.domain, world)[index]
+    return ours, field_values(field, requests, 0, world)[row]
 
 
 def _through(
@@ -107,13 +127,15 @@ def draw_meanings(world: World, rng: np.random.Generator) -> dict[str, np.ndarra
     """For every field that kernels go by: what a behaviour's value of it says about an ad's, [values, values].
 
     Symmetric, of mean square 1, and of rank 4 with both signs: a product of few hidden traits, so that embeddings can
-    learn it, but not the likeness of the two values. Leaves of the category tree say nothing about themselves.
+    learn it, but not the likeness of the two values. The traits stand at right angles, so that no value says it all.
+    Below its first level a category says nothing about itself.
     """
     found = {}
     for field in sorted({kernel.meaning for target in world.targets for kernel in target.kernels} - {""}):
-        traits = rng.normal(size=(int(np.prod(world.branching[: int(field.removeprefix("category"))])), 4))
+        size = int(np.prod(world.branching[: int(field.removeprefix("category"))]))
+        traits = np.linalg.qr(rng.normal(size=(size, 4)))[0]
         table = (traits * np.array([1.0, -1.0, 1.0, -1.0])) @ traits.T
-        if field == "category3":
+        if field != "category1":
             np.fill_diagonal(table, 0.0)
         found[field] = np.round(table / np.sqrt((table**2).mean()), 3)
     return found

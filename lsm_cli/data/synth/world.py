@@ -71,7 +71,7 @@ def draw_world(world: World, users: int, seed: int, slate: int = 1) -> Drawn:
     leaves = int(np.prod(world.branching))
     rng = next(part)
     crowd = zipf(leaves, 0.7)[rng.permutation(leaves)]
-    brands = max(30, 3 * leaves // world.branching[-1])
+    brands = world.brands or max(30, 3 * leaves // world.branching[-1])
     home = rng.integers(0, leaves // world.branching[-1], brands)  # the middle category that a brand sells in
     sizes = {"ad": 4 * leaves + users // 10, "video": 8 * leaves + users, "article": 4 * leaves + users // 2}
     tagged = {"ad": 1.0, "video": world.video_brands, "article": 0.0}
@@ -115,6 +115,8 @@ def _catalogue(
     pick = low + (rng.random(size) * (high - low)).astype(np.int64)
     sells = (high > low) & (rng.random(size) < tagged)
     brand = np.where(sells, by_home[np.minimum(pick, len(home) - 1)], NONE)
+    if world.brands:
+        brand = np.where(rng.random(size) < tagged, rng.integers(0, world.brands, size), NONE)
     return Catalogue(leaf, brand, born, np.cumsum(weight), weight)
 
 
@@ -229,7 +231,7 @@ def _live(
     # in slices, because a category may meet hundreds of behaviours per request
     slices = [requests.take(rows) for rows in np.array_split(np.arange(size), size // 100_000 + 1)]
     parts = [history_sums(world, events, rows, meanings) for rows in slices]
-    past = {target.name: np.concatenate([part[target.name] for part in parts], axis=1) for target in world.targets}
+    past = {target.name: np.concatenate([part[target.name] for part in parts], axis=-1) for target in world.targets}
     visible, intercept = {}, {}
     for target in world.targets:
         place = np.array(list(target.scenario.values()))[requests.scenario]
@@ -248,7 +250,7 @@ def _live(
         fresh = history_sums(world, trail, shown, meanings)
         for target in world.targets:
             name = target.name
-            p[name][now] = sigmoid(visible[name][now] + history_logit(target, past[name][:, now] + fresh[name]))
+            p[name][now] = sigmoid(visible[name][now] + history_logit(target, past[name][..., now] + fresh[name]))
             label[name][now] = luck[name][now] < p[name][now]
             done = now[label[name][now]]
             trail = Events.join([trail, trace(requests.take(done), wait[name][done], name)])
@@ -301,7 +303,7 @@ def past(drawn: Drawn, events: Events, shown: Requests) -> dict[str, np.ndarray]
     """`history_sums` of any number of requests, in slices, because a category may meet hundreds of behaviours each."""
     slices = [shown.take(rows) for rows in np.array_split(np.arange(len(shown.user)), len(shown.user) // 50_000 + 1)]
     parts = [history_sums(drawn.world, events, rows, drawn.meanings) for rows in slices]
-    return {target.name: np.concatenate([part[target.name] for part in parts], 1) for target in drawn.world.targets}
+    return {target.name: np.concatenate([part[target.name] for part in parts], -1) for target in drawn.world.targets}
 
 
 def chances(drawn: Drawn, shown: Requests, sums: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

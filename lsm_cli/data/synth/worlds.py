@@ -8,6 +8,9 @@ The truth of every world has one form. For a request of user u at time t for ad 
 where i runs over the user's behaviours strictly before t that share the kernel's field with the ad. A world is
 therefore a `World` value: another planted cause is another list of kernels, not another generator. A kernel may also
 
+    share     take the mean that attention takes in place of the sum: S_j = Σ_i w_i s_i / Σ_i w_i, where w_i says how
+              much behaviour i counts (half_life, rhythm, near) and s_i what it says (strength, meaning)
+    near      let behaviours count `times` as much if they share this field with the ad
     rhythm    multiply each term by ((1 + cos(2π (t − t_i) / rhythm)) / 2)²
     meaning   multiply each term by M[value of the behaviour's field, value of the ad's], a hidden table of both signs
     through   let the behaviours i only point: S_j = Σ_i w_i / Σ w · Σ_k strength(action_k), w_i = 2^(−(t − t_i) /
@@ -37,6 +40,9 @@ class Kernel:
     domains: tuple[str, ...] = ("ad", "video", "article")  # behaviours elsewhere do not count
     rhythm: float = 0.0  # days; a behaviour counts in full at whole multiples of it, half-way between not at all
     meaning: str = ""  # field by which a hidden table decides whether a behaviour speaks for the ad or against it
+    share: bool = False  # the mean of what behaviours say: how many there are tells nothing
+    near: str = ""  # field; behaviours that share it with the ad count more than others
+    times: float = 0.0  # how much more
     through: str = ""  # field of the matching behaviours by which others are found, and these count (two steps)
 
 
@@ -81,6 +87,7 @@ class World:
     last_ad: int = 0  # day to which ad behaviours that no impression explains go on; 0 = first_request
     shared_scenarios: bool = False  # content is seen in the ads' scenarios, too, and its logs say in which
     video_brands: float = 0.2  # share of the videos of which a brand is known
+    brands: int = 0  # that sell in every category; 0 = many, each in one middle category
     channels: int = 0  # of the content; 0 = it has none
     ads_only: bool = False  # describe the ads' log by itself, too
 
@@ -174,9 +181,12 @@ WORLDS = {
         _planted(
             "tempos",
             "Installs follow the interests of the last hours, orders those of this weekday in the last weeks.",
-            _target("install", 0.35, Kernel("any", 5.0, 0.5, CONTENT, meaning="category1")),
-            _target("order", 0.35, Kernel("any", 1.5, 14.0, CONTENT, rhythm=7.0, meaning="category1")),
-            behaviours=60.0,
+            _target("install", 0.35, Kernel("any", 4.0, 0.25, share=True, meaning="category1")),
+            _target("order", 0.35, Kernel("any", 6.0, 7.0, share=True, rhythm=7.0, meaning="category1")),
+            interests=12.0,
+            first_request=18,
+            valid=24,
+            test=25,
         ),
         _planted(
             "noise",
@@ -184,13 +194,15 @@ WORLDS = {
             _target(
                 "click",
                 0.35,
-                Kernel("category2", 2.5, 7.0, CONTENT),
-                Kernel("brand", -2.5, 7.0, CONTENT),
+                Kernel("any", 6.0, 1000.0, share=True, near="category2", times=50.0),
+                Kernel("any", -6.0, 1000.0, share=True, near="brand", times=50.0),
                 strength=MOOD,
             ),
             shared_scenarios=True,
-            explicit=0.6,
-            video_brands=0.9,
+            explicit=0.5,
+            focus=1.0,
+            video_brands=1.0,
+            brands=12,
         ),
         _planted(
             "third_order",
@@ -209,10 +221,13 @@ WORLDS = {
         ),
         _planted(
             "disagree",
-            "Clicks count likes in the whole industry, the nearest no more than others; orders go by finer interests.",
-            _target("click", 0.35, Kernel("category1", 2.5, 7.0, CONTENT), strength=MOOD),
-            _target("order", 0.35, Kernel("any", 1.5, 7.0, CONTENT, meaning="category2")),
-            explicit=0.6,
+            "What counts is the industry of the ad, what it says its segments: the likest, the most frequent, nothing.",
+            _target(
+                "click",
+                0.35,
+                Kernel("any", 12.0, 1000.0, share=True, near="category1", times=50.0, meaning="category2"),
+            ),
+            branching=(4, 4, 2),
         ),
         _planted(
             "domains",

@@ -63,6 +63,10 @@ def _hard(setup: Setup) -> bool:
     return setup.recipe.search.method in ("hard", "hybrid") and not setup.recipe.search.source
 
 
+def _on_device(setup: Setup) -> bool:
+    return setup.recipe.engine.table_tier == "device"
+
+
 def _soft(setup: Setup) -> bool:
     return setup.recipe.search.method in BY_ATTENTION and not setup.recipe.search.source
 
@@ -82,7 +86,7 @@ TECHNIQUES = (
     ),
     Technique(
         "sparse_rows", "optimiser touches the rows of the step only", "engine.sparse_rows", lambda s, n: True, False,
-        lambda s, p: p == "train" and s.recipe.train.table_optimizer == "adagrad",
+        lambda s, p: p == "train" and s.recipe.train.table_optimizer == "adagrad" and _on_device(s),
     ),
     Technique(
         "memory_pool", "freed memory kept for the next step", "engine.memory_pool", lambda s, n: True, False,

@@ -13,6 +13,8 @@ from typing import Any
 
 import numpy as np
 
+from lsm_cli.embedding.tiers import Tier
+from lsm_cli.engine import tiers
 from lsm_cli.engine.profiling import memory, roofline
 from lsm_cli.engine.profiling.work import Phase, Work
 from lsm_cli.engine.setup import Setup
@@ -20,6 +22,7 @@ from lsm_cli.models.graph import ItemVectors
 
 FEW_ROWS = 2048  # of a rehearsal's tables; those of category levels are as they are
 SHARES = (8, 4)  # a rehearsal takes one in so many samples
+SCRATCH, MAP, SLOT = 4, 4, 22  # bytes: of a row in a step's scratch and in the map to slots, of what a slot knows
 LEAST = 16  # samples of a rehearsal, at least
 
 
@@ -28,7 +31,7 @@ def estimate(setup: Setup, phase: Phase) -> dict[str, Any]:
 
     Returns:
         peak_allocated (bytes), moved_bytes, samples, behaviours, rows: {field: distinct rows}, tables (bytes of tables
-        and the state of their optimisers).
+        and the state of their optimisers, of what the device holds of them).
     """
     few = [field if field.level else replace(field, rows=min(field.rows, FEW_ROWS)) for field in setup.fields]
     before = memory.baseline(setup.compute.device)
@@ -44,17 +47,14 @@ def estimate(setup: Setup, phase: Phase) -> dict[str, Any]:
         _extended([(one.samples, one.parts[name]) for one in rehearsals], len(group)) for name in rehearsals[0].parts
     )  # each part of a step grows on a line of its own
     moved = _extended([(one.samples, one.moved) for one in rehearsals], len(group))
-    tables = 0
+    tables, tier = 0, Tier.of(setup.recipe.engine)
     for space in work.model.spaces:
         dim, names = space.dim, space.bank.names
-        state = 4 if setup.recipe.train.table_optimizer == "adagrad" else 8 * dim + 4
-        wide = 2 if setup.recipe.train.table_dtype == "bf16" else 4
         a_row = (12 if training else 4) * dim + 8  # values, their gradient, their step; the row's number
-        scratch = 4 if setup.compute.device.type == "cpu" else 0
         for field, small in zip(setup.fields, few, strict=True):
             if field.name in names:
-                tables += field.rows * (wide * dim + state)
-                peak += (field.rows - small.rows) * (wide * dim + state + scratch)
+                tables += tier.held(field.rows) * tiers.row_bytes(setup.recipe.train, dim)
+                peak += _kept(setup, field.rows, dim) - _kept(setup, small.rows, dim)
                 peak += touched[field.name] * a_row
                 moved += touched[field.name] * (8 * dim if not training else 24 * dim)
     items = getattr(work.model, "items", None)
@@ -69,6 +69,17 @@ def estimate(setup: Setup, phase: Phase) -> dict[str, Any]:
         "rows": touched,
         "tables": tables,
     }
+
+
+def _kept(setup: Setup, rows: int, dim: int) -> int:
+    """Bytes of a table, its optimiser and what finds its rows, as `memory` counts them: on a GPU what lies there, on
+    the CPU all but a file."""
+    tier, a_row = Tier.of(setup.recipe.engine), tiers.row_bytes(setup.recipe.train, dim)
+    held = tier.held(rows)
+    on_host = SCRATCH * rows
+    if held < rows:
+        on_host += SLOT * held + MAP * rows + (rows * a_row if tier.kind == "host" else 0)
+    return held * a_row + (on_host if setup.compute.device.type == "cpu" else 0)
 
 
 @dataclass

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from lsm_cli.engine import tiers
 from lsm_cli.engine.profiling import memory, roofline
 from lsm_cli.engine.profiling.timing import time_steps
 from lsm_cli.engine.profiling.work import Work
@@ -21,10 +22,13 @@ def measure(work: Work, steps: int, before: int, progress: Progress | None = Non
         roof: also measure the device's peaks.
 
     Returns:
-        what `lsm profile --json` prints: see `Timing.summary`, `memory.watch_step`, `roofline.measure`.
+        what `lsm profile --json` prints: see `Timing.summary`, `memory.watch_step`, `roofline.measure`, and
+        `tiers.record` where tables are larger than the device.
     """
     timing = time_steps(work, steps, WARMUP, progress)
     found: dict[str, Any] = {"phase": work.phase, "split": work.split, **timing.summary()}
+    if work.model.cached:
+        found["tiers"] = tiers.record(work.model, work.phase == "train")
     found["memory"] = memory.watch_step(work, before)
     if roof:
         middle = timing.typical[len(timing.typical) // 2]

@@ -170,6 +170,10 @@ def statics(work: Work) -> dict[str, int]:
             states += buffer.nbytes
         elif ".tables." in name:
             tables += buffer.nbytes
+    for table in work.model.cached.values():
+        if work.setup.compute.device.type == "cpu" and table.tier.kind == "host":  # then device and host are one memory
+            tables += table.homes[0].nbytes
+            states += sum(home.nbytes for home in table.homes[1:])
     weights = list(work.model.parameters())
     dense, optimiser = sum(weight.nbytes for weight in weights), 0
     gradients = sum(weight.grad.nbytes for weight in weights if weight.grad is not None)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from lsm_cli.engine import trace
+from lsm_cli.engine import tiers, trace
 from lsm_cli.engine.profiling.work import Work
 from lsm_cli.report.console import Progress, Silent
 
@@ -67,6 +67,7 @@ def time_steps(work: Work, steps: int, warmup: int, progress: Progress | None = 
         for number in range(warmup + steps):
             if number == warmup:
                 clock.marks.clear()
+                tiers.restart(work.model)
             if number >= warmup:
                 bounds.append(len(clock.marks))
             next(running)

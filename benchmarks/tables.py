@@ -1,0 +1,148 @@
+"""The tables of README.md and benchmarks/README.md, written from the result files.
+
+    python benchmarks/tables.py            # rewrite them
+    python benchmarks/tables.py --check    # exit 1 where a page and the results disagree
+
+A table stands between `<!-- table NAME -->` and `<!-- end -->`; the functions below are its NAMEs. A cell is the mean
+over the seeds; ¹ marks a single seed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import statistics
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parent.parent
+PAGES = (ROOT / "README.md", ROOT / "benchmarks" / "README.md")
+RESULTS = ROOT / "benchmarks" / "results"
+PLACE = re.compile(r"(<!-- table (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
+
+
+def results(name: str) -> dict[str, Any]:
+    return json.loads((RESULTS / f"{name}.json").read_text())["results"]
+
+
+def short(value: float, digits: int, sign: str = "") -> str:
+    """A share without its leading zero: .965, -.012, +.003."""
+    return re.sub(r"(?<!\d)0\.", ".", f"{value:{sign}.{digits}f}")
+
+
+def runs_of(entry: dict[str, Any]) -> list[dict[str, Any]]:
+    return list(entry["seeds"].values()) if "seeds" in entry else [entry]
+
+
+def auc_gauc(entry: dict[str, Any] | None, digits: int) -> str:
+    if not entry or not runs_of(entry):
+        return ""
+    runs = runs_of(entry)
+    means = [short(statistics.mean(run[key] for run in runs), digits) for key in ("auc", "gauc")]
+    return " / ".join(means) + ("¹" if "seeds" in entry and len(runs) == 1 else "")
+
+
+def grid(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [" | ".join(header), "|".join("---" for _ in header), *(" | ".join(row) for row in rows)]
+    return "".join(f"|{line}|\n" if line.startswith("---") else f"| {line} |\n" for line in lines)
+
+
+def accuracy() -> str:
+    retail, news = results("retail"), results("news")
+    names = {
+        "dnn": "`dnn` (no sequence)",
+        "mean_pool": "`mean_pool`",
+        "din": "`din`",
+        "tin": "`tin`",
+        "stacked_tin": "`stacked_tin`",
+        "LightGBM control": "LightGBM on match counts and popularity",
+    }
+
+    def row(name: str, text: str) -> list[str]:
+        keys = [(retail, 50), (retail, 200), (retail, 1000), (news, 50), (news, 200)]
+        found = []
+        for held, length in keys:
+            cap = 0 if name == "dnn" else length
+            found.append(held.get(f"{name}@{cap}") or held.get(f"{name} train.epochs=1@{cap}"))
+        return [text, *(auc_gauc(entry, 3) for entry in found)]
+
+    header = ("", "retail, last 50", "last 200", "last 1000", "news, last 50", "last 200")
+    return grid(header, [row(name, text) for name, text in names.items()])
+
+
+def searchers() -> str:
+    held = results("searchers_1_epoch")
+    names = {
+        "recent": "the most recent",
+        "sim_hard": "`sim_hard` (leaf category)",
+        "hier_hard, categories only": "`hier_hard`, categories only",
+        "hier_hard": "`hier_hard` (item first)",
+        "sim_soft": "`sim_soft`, shared embeddings, 16 wide",
+        "twin": "`twin`, shared embeddings, 16 wide",
+        "dare": "`dare`, attention 4 wide",
+        "eta": "`eta`",
+        "sdim": "`sdim`",
+        "hybrid": "`hybrid`",
+        "hier_hard + index": "`hier_hard`, matches of the whole history by the index",
+    }
+    rows = [[text, *(auc_gauc(held.get(f"{name}@{k}"), 4) for k in (20, 50, 100))] for name, text in names.items()]
+    return grid(("read", "K = 20", "K = 50", "K = 100"), rows)
+
+
+def worlds() -> str:
+    held = results("worlds")
+    ideas = {
+        "tempos": ("targets with rhythms of their own", "time tables of each target"),
+        "noise": ("noise fields beside informative ones", "DSI-TIN"),
+        "third_order": ("two behaviours and the ad together", "stacked TIN"),
+        "disagree": ("what is similar is not what informs", "decoupled attention"),
+        "domains": ("signal only in content domains", "aligned domains against ads only"),
+    }
+    seeds = sorted({key.split("@")[1] for key in held})
+    rows = []
+    for world, (cause, idea) in ideas.items():
+        here = [seed for seed in seeds if f"{world}/{world}@{seed}" in held]
+        plain, matching, truth = (
+            [held[f"{world}/{name}@{seed}"]["auc"] for seed in here] for name in ("tin", world, "truth")
+        )
+        closed = [(best - low) / (top - low) for low, best, top in zip(plain, matching, truth, strict=True)]
+        spread = f" ± {statistics.stdev(closed):.0%}" if len(closed) > 1 else ""
+        costs = [
+            held[f"control/{world}@{seed}"]["auc"] - held[f"control/tin@{seed}"]["auc"]
+            for seed in seeds
+            if f"control/{world}@{seed}" in held
+        ]
+        cells = [short(statistics.mean(values), 3) for values in (plain, matching, truth)]
+        cells += [f"{statistics.mean(closed):.0%}{spread}", short(statistics.mean(costs), 4, "+") if costs else ""]
+        rows.append([f"`{world}`: {cause}", idea, *cells])
+    return grid(("world", "idea", "`tin`", "idea", "truth", "of the gap closed", "in the control world"), rows)
+
+
+TABLES: dict[str, Callable[[], str]] = {table.__name__: table for table in (accuracy, searchers, worlds)}
+
+
+def filled(page: str) -> str:
+    return PLACE.sub(lambda found: found[1] + TABLES[found[2]]() + found[3], page)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--check", action="store_true", help="change nothing; exit 1 where a table is not up to date")
+    arguments = parser.parse_args()
+    stale = []
+    for page in PAGES:
+        text = page.read_text(encoding="utf-8")
+        if (new := filled(text)) != text:
+            stale.append(str(page.relative_to(ROOT)))
+            if not arguments.check:
+                page.write_text(new, encoding="utf-8")
+    if arguments.check and stale:
+        sys.exit(f"{', '.join(stale)}: tables differ from benchmarks/results; run python benchmarks/tables.py")
+    print("\n".join(stale) or "all tables are up to date")
+
+
+if __name__ == "__main__":
+    main()
