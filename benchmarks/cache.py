@@ -96,7 +96,8 @@ def hits(share: float, kind: str, options: argparse.Namespace) -> dict[str, Any]
     asked, waited, written = (getattr(counts, name) - start[name] for name in ("asked", "waited", "written"))
     middle = np.median(times, axis=0) * 1e3
     return {
-        "share": share, "tier": kind, "full": bool(start["written"]), "distinct rows a step": round(asked / options.counted),
+        "share": share, "tier": kind, "full": bool(start["written"]),
+        "distinct rows a step": round(asked / options.counted),
         "hit": round(1 - waited / asked, 4), "hit of look-ups": round(statistics.mean(looked), 4),
         "written back a step": round(written / options.counted),
         "ms": round(middle[0], 2), "cpu_ms": round(middle[1], 2),
