@@ -15,7 +15,6 @@ import json
 import os
 import platform
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -80,8 +79,9 @@ def main() -> None:
             rates = {"samples/s": len(draw) / seconds, "samples/s of CPU": len(draw) / worked}
             found[name] = {**found.get(name, {}), **rates, "auc": auc}
     report = {
-        "command": f"python benchmarks/export.py {' '.join(sys.argv[1:])}",
-        "recipe": setup.recipe.name, "store": store.name, "batch": options.batch,
+        "command": f"python benchmarks/export.py RUN --batch {options.batch} --batches {options.batches} "
+        f"--rounds {options.rounds} --quality {options.quality}",
+        "recipe": setup.recipe.name, "store": store.name, "seed": setup.recipe.train.seed,
         "behaviours per sample": round(sum(batch.behaviours for batch in batches) / len(draw), 1),
         "machine": {
             "cpus": os.cpu_count(), "threads": torch.get_num_threads(), "load": round(os.getloadavg()[0], 1),

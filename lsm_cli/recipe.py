@@ -46,6 +46,9 @@ class ModelOptions(Options):
     attention_dim: int = Field(
         0, ge=0, le=1024, description="width per field of the attention's own embeddings (DARE); 0 = shared ones"
     )
+    attention_std: float = Field(
+        0.0, ge=0, le=10, description="standard deviation of a fresh row of attention_dim's embeddings; 0 = init_std"
+    )
     heads: Literal["auto"] | list[list[str]] = Field(
         [],
         description="fields that each attention head sees (DSI-TIN), e.g. [['item'], ['category'], ['time']]; `auto` = "
@@ -78,6 +81,11 @@ class ModelOptions(Options):
     time_tables: Literal["shared", "own", "residual"] = Field(
         "shared",
         description="temporal encodings of several targets: the same, own ones, or a residual of each on shared ones",
+    )
+    temporal_start: Literal["random", "zero"] = Field(
+        "random",
+        description="fresh temporal encodings where attention looks: random as embedding rows are, or zero, so that it "
+        "and its search go by what a behaviour was until they have learned when",
     )
     intervals: int = Field(32, ge=2, le=512, description="log-spaced time-interval buckets, one second to two years")
     ranks: int = Field(32, ge=2, le=4096, description="log-spaced rank buckets")

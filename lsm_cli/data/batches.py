@@ -148,6 +148,15 @@ class Pointers:
     pointer: np.ndarray
 
 
+@dataclass
+class Spans:
+    """Behaviours of n samples without gaps: sample b owns the events from first[b] on, offsets[b + 1] - offsets[b] of
+    them."""
+
+    offsets: np.ndarray
+    first: np.ndarray
+
+
 class Assembler:
     """Makes batches of one split of a store.
 
@@ -218,7 +227,7 @@ class Assembler:
             target |= {name: level.take(node) for name, level in self.sample_levels.items()}
         return Queries(*self.bounds(index), self.time[index], target)
 
-    def batch(self, index: np.ndarray, read: Pointers | None = None) -> Batch:
+    def batch(self, index: np.ndarray, read: Pointers | Spans | None = None) -> Batch:
         """Gather the samples `index` (any order, int64 [B]).
 
         Args:
@@ -228,10 +237,15 @@ class Assembler:
         if read is None:
             offsets = np.zeros(len(index) + 1, np.int64)
             np.cumsum(end - first, out=offsets[1:])
-            gather: _Taker | _Gatherer = _Gatherer(first, end, offsets)
-        else:
-            offsets, gather = read.offsets, _Taker(read.pointer)
+            read = Spans(offsets, first)
+        offsets = read.offsets
         lengths = np.diff(offsets)
+        if isinstance(read, Spans):
+            gather: _Taker | _Gatherer = _Gatherer(read.first, read.first + lengths, offsets)
+            rank = _rank(offsets, lengths, end - read.first - lengths)
+        else:
+            gather = _Taker(read.pointer)
+            rank = _ranks(end, lengths, read.pointer)
         time = self.time[index]
         age = np.repeat(time.astype(self.tick), lengths)
         age -= gather(self.event_time, self.tick)
@@ -257,7 +271,7 @@ class Assembler:
             offsets=torch.from_numpy(offsets),
             history=history,
             age=torch.from_numpy(_seconds(age, self.store.ticks_per_second)),
-            rank=torch.from_numpy(_rank(offsets, lengths) if read is None else _ranks(end, lengths, read.pointer)),
+            rank=torch.from_numpy(rank),
             target=target,
             calendar=torch.from_numpy(np.stack([hour, (days + 3) % 7], 1)),
             statistics=torch.from_numpy(statistics),
@@ -315,10 +329,10 @@ def _seconds(ticks: np.ndarray, per_second: int) -> np.ndarray:
     return (ticks if per_second == 1 else ticks / per_second).astype(np.float32)
 
 
-def _rank(offsets: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-    """int32 [N]: 1 = the most recent behaviour of its sample."""
+def _rank(offsets: np.ndarray, lengths: np.ndarray, after: np.ndarray) -> np.ndarray:
+    """int32 [N]: places back from the request, before which `after` behaviours of each sample follow those read."""
     rank = np.arange(0, -offsets[-1], -1, dtype=np.int32)
-    rank += np.repeat(offsets[1:].astype(np.int32), lengths)
+    rank += np.repeat((offsets[1:] + after).astype(np.int32), lengths)
     return rank
 
 

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lsm_cli.data.batches import SECONDS_PER_DAY, Assembler, Batch, Pointers
+from lsm_cli.data.batches import SECONDS_PER_DAY, Assembler, Batch, Pointers, Spans
 
 SIGNED = {np.dtype(np.uint16): np.int32, np.dtype(np.uint32): np.int64}  # for which torch has few operations
 
@@ -56,16 +56,16 @@ class Resident:
         values = np.ascontiguousarray(column, SIGNED.get(column.dtype, column.dtype))
         return torch.tensor(values, device=self.device)
 
-    def batch(self, index: np.ndarray, read: Pointers | None = None) -> Batch:
+    def batch(self, index: np.ndarray, read: Pointers | Spans | None = None) -> Batch:
         """The same as `Assembler.batch`, on the device."""
         _, first, end = self.of.bounds(index)
         if read is None:
             offsets = np.zeros(len(index) + 1, np.int64)
             np.cumsum(end - first, out=offsets[1:])
-        else:
-            offsets = read.offsets
-        total = int(offsets[-1])
-        moved = [index.astype(np.int64, copy=False), offsets, end, first if read is None else read.pointer]
+            read = Spans(offsets, first)
+        total = int(read.offsets[-1])
+        where = read.first if isinstance(read, Spans) else read.pointer
+        moved = [index.astype(np.int64, copy=False), read.offsets, end, where]
         rows, bounds, end_at, given = self.move([torch.from_numpy(np.ascontiguousarray(part)) for part in moved])
         lengths = bounds.diff()
 
@@ -73,7 +73,7 @@ class Resident:
             return torch.repeat_interleave(values, lengths, output_size=total)
 
         pointer = given
-        if read is None:
+        if isinstance(read, Spans):
             pointer = torch.arange(total, device=self.device) + repeated(given - bounds[:-1])
         time = self.requests.index_select(0, rows).long()
         per_second = self.of.store.ticks_per_second

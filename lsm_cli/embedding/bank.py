@@ -99,6 +99,8 @@ class Bank(nn.Module):
             behaviours = batch.history.get(name) if history else None
             target = batch.target.get(name)
             ids = [rows_of(ids) for ids in (behaviours, target) if ids is not None]
+            if not ids:  # a field that candidates lack, and nobody asks for behaviours
+                continue
             if learns:
                 ids = [self._hide(part, cast(Table, table)) for part in ids]
             rows = cast(Table, table).fetch(*ids, grad=learns)
@@ -115,13 +117,12 @@ class Bank(nn.Module):
         return {name: table for name, table in found if isinstance(table, CachedTable)}
 
     def expect(self, batch: Batch, ahead: int, history: bool = True) -> None:
-        """Bring the rows of a coming batch, still on the host, into the caches; on the thread that makes batches."""
+        """Bring the rows of a coming batch into the caches, so many batches before it is read; on the thread that makes
+        batches, and without waiting for a device if the batch is still on the host."""
         for name, table in self.cached.items():
             rows_of = cast(RowMap, self.maps[self.names.index(name)])
-            if rows_of.mapping is not None and rows_of.mapping.is_cuda:
-                continue  # levels of a taxonomy are small and soon here
             parts = [batch.history.get(name) if history else None, batch.target.get(name)]
-            table.expect(torch.cat([rows_of(ids).long() for ids in parts if ids is not None]), ahead)
+            table.expect(torch.cat([rows_of(ids).long().cpu() for ids in parts if ids is not None]), ahead)
 
     def gather(
         self, batch: Batch, tables: Sequence[tuple[Tensor, Tensor | None]], history: bool = True
@@ -152,6 +153,20 @@ class Bank(nn.Module):
                 gathered=True,
             )
         return found
+
+    def look(self, name: str, ids: Tensor) -> tuple[Tensor, Tensor]:
+        """One field's table [R, d], only to look at, and the rows in it of some ids: int64 [n]."""
+        place = self.names.index(name)
+        return cast(Table, self.tables[place]).weight, self.maps[place](ids).long()
+
+    @property
+    def looks(self) -> bool:
+        """Whether to look into the tables costs less than to fetch distinct rows: on the CPU, where these are searched
+        for and copied."""
+        if self.cached:
+            return False
+        weights = [cast(Table, table).weight for table in self.tables]
+        return all(weight.device.type == "cpu" and weight.dtype == torch.float32 for weight in weights)
 
     def reset(self) -> None:
         """All tables and the state of their optimisers as they were before the first step."""

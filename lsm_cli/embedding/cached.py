@@ -38,10 +38,13 @@ class CachedTable(Table):
 
     Attributes:
         size: rows that the cache holds.
+        cache: [size, dim], the rows on the device. There is no `weight`: who wants the whole asks for the `state_dict`.
         homes: the whole table, and the whole of each buffer of its optimiser: [rows, …].
         dirty, early: bool [size], slots that a step changed, and slots brought ahead and not used yet.
         counts: of reads that learn (True), and of others.
     """
+
+    cache: Tensor
 
     def __init__(
         self,
@@ -53,8 +56,9 @@ class CachedTable(Table):
         optimizer: RowOptimizer,
         tier: Tier,
     ) -> None:
-        super().__init__(rows, dim, std, seed, dtype, tier.held(rows))
+        super().__init__(rows, dim, std, seed, dtype, whole=False)
         self.tier, self.size = tier, tier.held(rows)
+        self.register_buffer("cache", torch.zeros(self.size, dim, dtype=dtype), persistent=False)
         self.optimizer = (optimizer,)  # the bank's
         names = [name for name, _ in optimizer.named_buffers()]
         self.homes = [tier.room((rows, dim), dtype)]
@@ -85,8 +89,8 @@ class CachedTable(Table):
             counts.asked += len(rows)
             if len(rows) <= self.size:
                 slots = self._present(rows, counts)
-                at = slots.to(self.weight.device, non_blocking=True)
-                return self.weight.index_select(0, at), Place(rows, slots, at)
+                at = slots.to(self.cache.device, non_blocking=True)
+                return self.cache.index_select(0, at), Place(rows, slots, at)
             counts.pieces += 1
             return self._through(rows, counts), None
 
@@ -98,13 +102,13 @@ class CachedTable(Table):
         values = rows.values.detach()
         with self._uses():
             if place is not None and torch.equal(self.slots.find(place.rows), place.slots):
-                optimizer.move(self.weight, place.on_device, values, grad, lr)
+                optimizer.move(self.cache, place.on_device, values, grad, lr)
                 self.dirty.index_fill_(0, place.slots, True)
                 return
             pieces = (part.split(self.size) for part in (rows.index.cpu(), values, grad))
             for index, value, slope in zip(*pieces, strict=True):
                 slots = self._present(index, Counts())
-                optimizer.move(self.weight, slots.to(self.weight.device), value, slope, lr)
+                optimizer.move(self.cache, slots.to(self.cache.device), value, slope, lr)
                 self.dirty.index_fill_(0, slots, True)
 
     def _present(self, rows: Tensor, counts: Counts) -> Tensor:
@@ -125,13 +129,13 @@ class CachedTable(Table):
 
     def _through(self, rows: Tensor, counts: Counts) -> Tensor:
         """The values of more rows than the cache holds: those that lack pass it by, and fill what room there is."""
-        slots, device = self.slots.find(rows), self.weight.device
+        slots, device = self.slots.find(rows), self.cache.device
         here, lacking = (slots >= 0).nonzero().squeeze(1), (slots < 0).nonzero().squeeze(1)
         counts.waited += len(lacking)
         missing = rows.index_select(0, lacking)
         copies = self._copies(missing)
-        found = self.weight.new_empty(len(rows), self.dim)
-        found.index_copy_(0, here.to(device), self.weight.index_select(0, slots[here].to(device)))
+        found = self.cache.new_empty(len(rows), self.dim)
+        found.index_copy_(0, here.to(device), self.cache.index_select(0, slots[here].to(device)))
         found.index_copy_(0, lacking.to(device), copies[0])
         fits = min(len(self.slots.spare), len(missing))
         self._take(missing[:fits], [copy[:fits] for copy in copies])
@@ -155,9 +159,9 @@ class CachedTable(Table):
             self.slots.until.index_fill_(0, wanted, self.slots.now + ahead)
             if not len(missing) or len(missing) > self.size:
                 return
-            if self.weight.is_cuda and self.stream is None:
-                self.stream, self.touched = torch.cuda.Stream(self.weight.device), torch.cuda.Event()
-                self.stream.wait_stream(torch.cuda.current_stream(self.weight.device))
+            if self.cache.is_cuda and self.stream is None:
+                self.stream, self.touched = torch.cuda.Stream(self.cache.device), torch.cuda.Event()
+                self.stream.wait_stream(torch.cuda.current_stream(self.cache.device))
         with nullcontext() if self.stream is None else torch.cuda.stream(self.stream):
             copies = self._copies(missing)
             with self.turn:
@@ -167,7 +171,7 @@ class CachedTable(Table):
                     self.stream.wait_event(self.touched)
                 still = (self.slots.find(missing) < 0).nonzero().squeeze(1)
                 if self._make_room(len(still), None):
-                    at = still.to(self.weight.device)
+                    at = still.to(self.cache.device)
                     found = self._take(missing[still], [copy.index_select(0, at) for copy in copies], ahead)
                     self.early.index_fill_(0, found, True)
 
@@ -176,7 +180,7 @@ class CachedTable(Table):
         """A step's turn at the cache; on a GPU after what was brought ahead, and before what will be."""
         with self.turn:
             if self.stream is not None:
-                torch.cuda.current_stream(self.weight.device).wait_stream(self.stream)
+                torch.cuda.current_stream(self.cache.device).wait_stream(self.stream)
             yield
             if self.stream is not None:
                 self.touched.record()
@@ -185,17 +189,17 @@ class CachedTable(Table):
 
     def _caches(self) -> list[Tensor]:
         """What the device holds of each of `homes`."""
-        return [self.weight, *self.optimizer[0].buffers()]
+        return [self.cache, *self.optimizer[0].buffers()]
 
     def _copies(self, rows: Tensor) -> list[Tensor]:
         """Rows int64 [n] of each of the homes, on the device."""
-        if not self.weight.is_cuda:
+        if not self.cache.is_cuda:
             return [home.index_select(0, rows) for home in self.homes]
         copies = []
         for home in self.homes:
             pinned = torch.empty((len(rows), *home.shape[1:]), dtype=home.dtype, pin_memory=True)
             torch.index_select(home, 0, rows, out=pinned)
-            copies.append(pinned.to(self.weight.device, non_blocking=True))
+            copies.append(pinned.to(self.cache.device, non_blocking=True))
         return copies
 
     def _make_room(self, count: int, kept: Tensor | None) -> bool:
@@ -214,7 +218,7 @@ class CachedTable(Table):
     def _take(self, rows: Tensor, copies: list[Tensor], ahead: int = 0) -> Tensor:
         """Put rows [n] into spare slots: int64 [n]."""
         slots = self.slots.take(rows, ahead)
-        at = slots.to(self.weight.device)
+        at = slots.to(self.cache.device)
         for cache, copy in zip(self._caches(), copies, strict=True):
             cache.index_copy_(0, at, copy)
         return slots
@@ -224,7 +228,7 @@ class CachedTable(Table):
         changed = slots[self.dirty.index_select(0, slots)]
         if not len(changed):
             return
-        rows, at = self.slots.row.index_select(0, changed), changed.to(self.weight.device)
+        rows, at = self.slots.row.index_select(0, changed), changed.to(self.cache.device)
         for cache, home in zip(self._caches(), self.homes, strict=True):
             home.index_copy_(0, rows, cache.index_select(0, at).cpu())
         self.dirty.index_fill_(0, changed, False)
@@ -268,19 +272,23 @@ def _keeps_whole(module: nn.Module, table: CachedTable, homes: dict[str, Tensor]
         owner.flush()
         state.update({prefix + name: home for name, home in homes.items()})
 
-    def loads(module: nn.Module, state: dict[str, Any], prefix: str, *others: Any) -> None:
-        errors = others[-1]
+    def loads(
+        module: nn.Module, state: dict[str, Any], prefix: str, metadata: Any, strict: bool, missing: list[str],
+        unexpected: list[str], errors: list[str],
+    ) -> None:  # fmt: skip
         for name, home in homes.items():
-            given = state.get(prefix + name)
+            held, given = getattr(module, name, None), state.pop(prefix + name, None)
             if given is None:
+                missing += [prefix + name] if held is None else []
                 continue
+            if held is not None:
+                state[prefix + name] = held  # onto itself: what the device holds is filled as rows are asked for
             if given.shape != home.shape:
                 errors.append(f"{prefix}{name}: has the shape {tuple(given.shape)}, not {tuple(home.shape)}")
                 continue
             owner.flush()
             home.copy_(given)
             owner.forget()
-            state[prefix + name] = getattr(module, name)  # the cache itself: it is filled as rows are asked for
 
     module.register_state_dict_post_hook(saved)
     module.register_load_state_dict_pre_hook(loads)

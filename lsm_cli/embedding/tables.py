@@ -56,7 +56,7 @@ class RowMap(nn.Module):
         )
 
     def forward(self, ids: Tensor) -> Tensor:
-        return ids.clamp(max=self.rows - 1) if self.mapping is None else self.mapping[ids]
+        return ids.clamp(max=self.rows - 1) if self.mapping is None else self.mapping.index_select(0, ids)
 
 
 class Table(nn.Module):
@@ -66,10 +66,10 @@ class Table(nn.Module):
         std: standard deviation of the other rows at the start.
         dtype: how rows are kept; models see them in float32.
 
-        held: rows for which there is room on the device, if not for all; a subclass keeps the others, and fills them.
+        whole: False = a subclass keeps the rows.
 
     Attributes:
-        weight: [held, dim].
+        weight: [rows, dim].
         sparse: False makes a step read and update the whole table, as a dense parameter would be.
     """
 
@@ -83,13 +83,13 @@ class Table(nn.Module):
         std: float,
         seed: int,
         dtype: torch.dtype = torch.float32,
-        held: int | None = None,
+        whole: bool = True,
     ) -> None:
         super().__init__()
         self.rows, self.dim, self.std, self.seed = rows, dim, std, seed
-        self.register_buffer("weight", torch.empty(rows if held is None else held, dim, dtype=dtype))
         self._scratch: np.ndarray | None = None
-        if held is None:
+        if whole:
+            self.register_buffer("weight", torch.empty(rows, dim, dtype=dtype))
             self.reset()
 
     def reset(self) -> None:

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lsm_cli.data.batches import Batch, Pointers, Queries
+from lsm_cli.data.batches import Batch, Pointers, Queries, Spans
 from lsm_cli.data.orders import ragged_arange
 from lsm_cli.data.resident import Resident
 from lsm_cli.data.views import View
@@ -26,7 +26,7 @@ from lsm_cli.engine.ring import Ring
 from lsm_cli.engine.setup import Setup
 from lsm_cli.errors import InputError, LsmError
 from lsm_cli.kernels.ragged import Segments
-from lsm_cli.models.history import History, SharedHistory
+from lsm_cli.models.history import NARROW, History, SharedHistory
 from lsm_cli.models.ranking import RankingModel
 from lsm_cli.models.scorer import Scorer
 from lsm_cli.recipe import BY_ATTENTION
@@ -63,6 +63,7 @@ class Feed:
         if self.file is None and self.options.method in ("hard", "hybrid"):
             self.hard = HardSearch(setup.store, setup.hard_options(), setup.recipe.engine.search_index)
         self.soft = self.file is None and self.options.method in BY_ATTENTION
+        self.hashes = self.options.method in ("eta", "sdim")
         self.shares = setup.recipe.engine.share_histories
         self.ring, self.resident = None, None
         if self.device.type == "cuda" and setup.recipe.engine.pinned:
@@ -123,7 +124,11 @@ class Feed:
         return ahead(lambda index: self.batch(index, model, self.depth), groups, self.depth)
 
     def _assembled(
-        self, index: np.ndarray, read: Pointers | None = None, expects: Scorer | None = None, ahead: int = 0
+        self,
+        index: np.ndarray,
+        read: Pointers | Spans | None = None,
+        expects: Scorer | None = None,
+        ahead: int = 0,
     ) -> Batch:
         if self.resident is not None:  # on a GPU the ids of its behaviours are not known here
             with trace.part(trace.DATA):
@@ -165,7 +170,7 @@ class Feed:
     @torch.no_grad()
     def scores(self, everything: Batch, model: RankingModel) -> Tensor:
         """What a soft search goes by, for every behaviour of a batch: [N], -inf = never found."""
-        return self._scores(*model.keys(everything))
+        return self._scores(*model.keys(everything, self.hashes))
 
     def _pointers(self, index: np.ndarray) -> Pointers | None:
         """What a search of the store alone finds; None = the most recent."""
@@ -183,9 +188,9 @@ class Feed:
         """Score everything within reach and read the best; a history that several candidates read is read once."""
         queries = self.assembler.queries(index)
         shared = share(queries)
-        if not (self.shares and shared.pays):
+        if not (self.shares and shared.pays(model.spaces[-1].dim < NARROW)):
             everything = self._assembled(index)
-            keys, query = model.keys(everything)
+            keys, query = model.keys(everything, self.hashes)
             return everything.select(*self._choose(self._scores(keys, query), keys.segments, queries))
         history, query = self._jointly(index, shared, queries, model)
         segments = Segments(torch.from_numpy(shared.offsets).to(self.device), shared.scores)
@@ -208,7 +213,7 @@ class Feed:
             seen = replace(histories, offsets=moments[0], age=moments[1], rank=moments[2]).to(device)
         nothing = Pointers(np.zeros(len(index) + 1, np.int64), np.empty(0, np.int64))
         candidates = self._assembled(index[shared.order], nothing)
-        return model.shared_keys(histories, seen, candidates, shared.requests())
+        return model.shared_keys(histories, seen, candidates, shared.requests(), self.hashes)
 
     def _choose(self, scores: Tensor, segments: Segments, queries: Queries) -> tuple[Tensor, Tensor]:
         """The behaviours to read: those that score highest, the most recent, and what a hard search finds."""
@@ -229,7 +234,7 @@ class Feed:
 
     def _scores(self, keys: History | SharedHistory, query: Tensor) -> Tensor:
         options = self.options
-        if options.method not in ("eta", "sdim"):
+        if not self.hashes:
             return keys.scores(query, added=False) if options.score == "product" else keys.combined(query)
         tables = [(part.table, part.at) for part in keys.fields]
         ours, wanted = hashing.codes(tables, query, options.hashes, options.hash_bits)

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cached_property
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -15,6 +16,7 @@ from lsm_cli.kernels.ragged import Part, Segments
 from lsm_cli.models.heads import Head
 from lsm_cli.search.soft import Request
 
+FEW = 1 / 64  # share of matches up to which they are added one by one
 NARROW = 8  # torch's sampled product takes seven times as long for narrower rows
 
 
@@ -203,40 +205,54 @@ class SharedHistory:
         return self._score(*combined_queries(self.keys.heads, query), self.matches, self.extra)
 
     def _score(self, query: Tensor, for_time: Tensor | None, matches: list[Match], extra: Tensor | None) -> Tensor:
-        table, rows = self.rows
-        buckets = []
-        if for_time is not None:
-            buckets = [(for_time @ part.table.float().t(), part.at.ids) for part in self.keys.added]
-        weights = [float(match.weight) for match in matches]
-        own = slice(0, 0)
-        keys = query.new_empty(0, query.shape[1])
+        buckets = None if for_time is None else [for_time @ part.table.float().t() for part in self.keys.added]
+        equals = [_Equal(match) for match in matches]
+        beside = _SideBySide(self.fields)
+        longest = max((request.history.stop - request.history.start for request in self.requests), default=0)
+        own, keys = slice(0, 0), query.new_empty(longest, query.shape[1])
 
         def block(request: Request, out: Tensor) -> None:
-            nonlocal own, keys
+            nonlocal own
             asked, seen = request.candidates, request.behaviours
             if request.history != own:
                 own = request.history
-                keys = _take(table, rows[own].view(-1), 0).view(-1, query.shape[1])
-            torch.mm(query[asked], keys[request.seen].t(), out=out)
-            for score, ids in buckets:
-                out += _take(score[asked], ids[request.places], 1)
-            equal = torch.empty_like(out) if matches else out
-            for match, weight in zip(matches, weights, strict=True):
-                torch.eq(match.ids[seen], match.wanted[asked].unsqueeze(1), out=equal)
-                out.add_(equal, alpha=weight)
+                beside.write(own, keys[: own.stop - own.start])
+            if buckets:
+                in_time = self._in_time([score[asked] for score in buckets], request.places)
+                torch.addmm(in_time, query[asked], keys[request.seen].t(), out=out)
+            else:
+                torch.mm(query[asked], keys[request.seen].t(), out=out)
+            for equal in equals:
+                equal.add(asked, seen, out)
             if extra is not None:
                 out += extra[seen]
 
         return self.blocks(block, query)
 
+    def _in_time(self, scores: list[Tensor], places: slice) -> Tensor:
+        """What behaviours score by their places in time, of the scores of each added table's rows: [C, R] each ->
+        [C, behaviours]."""
+        added = self.keys.added
+        if scores[0].is_cuda:
+            return _total([_take(score, part.at.ids[places], 1) for score, part in zip(scores, added, strict=True)])
+        starts, lengths = self.runs
+        own = slice(*starts.searchsorted((places.start, places.stop)).tolist())
+        rows = [part.at.ids.numpy().take(starts[own]) for part in added]
+        found = _total([torch.from_numpy(score.numpy().take(ids, 1)) for score, ids in zip(scores, rows, strict=True)])
+        return torch.from_numpy(found.numpy().repeat(lengths[own], 1))
+
     @cached_property
-    def rows(self) -> tuple[Tensor, Tensor]:
-        """All tables one below the other, [R, d], and the rows of every behaviour in it, [M, fields]: one gather
-        writes the keys side by side. The fields of a space are equally wide."""
-        tables = [part.table for part in self.keys.fields]
-        begins = torch.tensor([0, *(len(table) for table in tables[:-1])]).cumsum(0).tolist()
-        rows = torch.stack([part.at.ids + first for part, first in zip(self.keys.fields, begins, strict=True)], 1)
-        return torch.cat(tables).float(), rows
+    def runs(self) -> tuple[np.ndarray, np.ndarray]:
+        """Where runs of behaviours with the same places in time begin among what the requests see, and how many each
+        has: time is in buckets and behaviours lie in its order, so there are few."""
+        total = self.requests[-1].places.stop
+        new = np.zeros(total + 1, bool)
+        new[[request.places.start for request in self.requests]] = True
+        for part in self.keys.added:
+            ids = part.at.ids.numpy()
+            new[1:total] |= ids[1:] != ids[:-1]
+        starts = np.flatnonzero(new[:total])
+        return starts, np.diff(starts, append=total)
 
     @property
     def fields(self) -> list[Part]:
@@ -269,3 +285,47 @@ def _take(values: Tensor, ids: Tensor, dim: int) -> Tensor:
     if values.is_cuda:
         return values.index_select(dim, ids)
     return torch.from_numpy(values.numpy().take(ids.numpy(), dim))
+
+
+class _SideBySide:
+    """Fields of one width, written out as keys."""
+
+    def __init__(self, fields: list[Part]) -> None:
+        self.tables = [part.table.float().contiguous() for part in fields]
+        self.ids = [part.at.ids for part in fields]
+        if not self.ids[0].is_cuda:
+            self.cell = np.dtype((np.void, 4 * self.tables[0].shape[1]))  # a row is copied as one thing
+            self.cells = [table.numpy().view(self.cell)[:, 0] for table in self.tables]
+            self.rows = [ids.numpy() for ids in self.ids]
+
+    def write(self, own: slice, out: Tensor) -> None:
+        """Those of some behaviours: [n, width]."""
+        if out.is_cuda:
+            parts = (table.index_select(0, ids[own]) for table, ids in zip(self.tables, self.ids, strict=True))
+            torch.cat([*parts], 1, out=out)
+            return
+        into = out.numpy().view(self.cell)
+        for place, (cells, rows) in enumerate(zip(self.cells, self.rows, strict=True)):
+            into[:, place] = cells.take(rows[own])
+
+
+class _Equal:
+    """What one match adds. Where matches are few they are added one by one."""
+
+    def __init__(self, match: Match) -> None:
+        self.ids, self.wanted, self.weight = match.ids, match.wanted.unsqueeze(1), float(match.weight)
+        self.few = not match.ids.is_cuda
+        if self.few:
+            self.scalar = np.float32(self.weight)
+            self.ids_array, self.wanted_array = self.ids.numpy(), self.wanted.numpy()
+
+    def add(self, asked: slice, seen: slice, out: Tensor) -> None:
+        """Of candidates and behaviours, to their scores [C, n]."""
+        if self.few:
+            place = np.equal(self.ids_array[seen], self.wanted_array[asked]).ravel().nonzero()[0]
+            scores = out.view(-1).numpy()
+            scores[place] += self.scalar
+            self.few = len(place) < FEW * len(scores)  # the next request's are likely to be as many
+        else:
+            equal = torch.eq(self.ids[seen], self.wanted[asked], out=torch.empty_like(out))
+            out.add_(equal, alpha=self.weight)

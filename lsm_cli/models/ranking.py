@@ -17,7 +17,7 @@ from lsm_cli.models.bst import BST
 from lsm_cli.models.evidence import ActionBias, Evidence, match_mask, wanted
 from lsm_cli.models.graph import ItemVectors, with_graph
 from lsm_cli.models.heads import Heads
-from lsm_cli.models.history import History, Match, SharedHistory
+from lsm_cli.models.history import NARROW, History, Match, SharedHistory
 from lsm_cli.models.hstu import HSTU
 from lsm_cli.models.interest import DIN, TIN, MeanPool, StackedTIN
 from lsm_cli.models.numeric import Numeric
@@ -62,9 +62,10 @@ class RankingModel(Scorer):
         self.items = ItemVectors(visible[-1].rows, options.graph_dim) if options.graph_dim else None
         groups = heads.groups(options.heads, visible, bool(options.temporal)) if attentive else None
         decoupled = attentive and options.attention_dim > 0
+        timeless = options.temporal_start == "zero"
         self.space = Space(
             recipe, fields, category_rows, options.dim, reads, train.seed, targets, None if decoupled else groups,
-            self.items,
+            self.items, timeless=timeless and not decoupled,
         )  # fmt: skip
         shared = [field.name for field in fields if field.in_history and field.in_sample]
         self.shared = shared if reads or (options.evidence and options.max_len > 0) else []
@@ -72,8 +73,9 @@ class RankingModel(Scorer):
         if decoupled:
             seed = train.seed + 104_729
             self.attention = Space(
-                recipe, seen, category_rows, options.attention_dim, True, seed, targets, groups, self.items
-            )
+                recipe, seen, category_rows, options.attention_dim, True, seed, targets, groups, self.items,
+                options.attention_std, timeless,
+            )  # fmt: skip
         self.spaces = [self.space] if self.attention is None else [self.space, self.attention]
         self.reader = (
             _reader(recipe, self.space.width, self.attention.width if self.attention else 0, len(groups or [[]]))
@@ -139,19 +141,23 @@ class RankingModel(Scorer):
         return self._numbers(batch, segments, self._masks(batch, segments))
 
     @torch.no_grad()
-    def keys(self, batch: Batch) -> tuple[History, Tensor]:
-        """What attention goes by, to search with: the behaviours' keys and the candidates' queries [B, width]."""
+    def keys(self, batch: Batch, distinct: bool = False) -> tuple[History, Tensor]:
+        """What attention goes by, to search with: the behaviours' keys and the candidates' queries [B, width].
+
+        Args:
+            distinct: see `Space.looked_up`.
+        """
         segments = Segments(batch.offsets, batch.behaviours)
         space = self.spaces[-1]
-        rows = space.fetch(batch, frozen=True)
-        places, masks = space.places(batch, segments), self._masks(batch, segments)
-        parts, extra = space.parts(segments, rows), self._by_action(batch)
-        keys = space.history(segments, parts, places, self._matching(masks), None, extra)
-        return keys, space.placed(space.target(rows, batch.size), None)
+        places, masks = space.places(batch, segments), self._masks(batch, segments) if self.matching else {}
+        distinct = distinct or space.dim < NARROW  # whole tables are not to be widened
+        parts, extra = space.looked_up(batch, segments, distinct), self._by_action(batch)
+        keys = space.history(segments, parts, places, masks, None, extra)
+        return keys, self._queries(batch)
 
     @torch.no_grad()
     def shared_keys(
-        self, histories: Batch, seen: Batch, candidates: Batch, requests: list[Request]
+        self, histories: Batch, seen: Batch, candidates: Batch, requests: list[Request], distinct: bool = False
     ) -> tuple[SharedHistory, Tensor]:
         """The same, each history embedded once for all its candidates.
 
@@ -159,17 +165,23 @@ class RankingModel(Scorer):
             histories: a history for every user, whatever its candidate.
             seen: the same at the time of every request: offsets, age and rank.
             candidates: all candidates, in the order of the requests, without behaviours.
+            distinct: see `Space.looked_up`.
         """
         space = self.spaces[-1]
         segments, moments = (Segments(part.offsets, part.behaviours) for part in (histories, seen))
-        parts = space.parts(segments, space.fetch(histories, frozen=True))
+        parts = space.looked_up(histories, segments, distinct)
         keys = space.history(segments, parts, space.places(seen, moments), {}, None)
-        query = space.placed(space.target(space.fetch(candidates, frozen=True), candidates.size), None)
         matches = [
             Match(histories.history[name], wanted(candidates.target[name]), weight)
             for name, weight in cast(Heads, space.heads).match_weights().items()
         ]
-        return SharedHistory(keys, matches, requests, self._by_action(histories)), query
+        return SharedHistory(keys, matches, requests, self._by_action(histories)), self._queries(candidates)
+
+    def _queries(self, candidates: Batch) -> Tensor:
+        """What attention asks with, to search: [B, width]."""
+        space = self.spaces[-1]
+        rows = space.bank.fetch(candidates, history=False, frozen=True)
+        return space.placed(space.target(rows, candidates.size), None)
 
     def _masks(self, batch: Batch, segments: Segments) -> dict[str, Tensor]:
         wanted = self.shared if self.matching or self.evidence is not None else []

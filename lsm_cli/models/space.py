@@ -35,6 +35,8 @@ class Space(nn.Module):
         targets: optimisation targets, each of which may have temporal encodings of its own.
         groups: fields that each head of the attention sees, if there is an attention that goes by this space.
         items: the item graph's vectors, a further field of behaviours and candidates; None = without it.
+        std: standard deviation of fresh side information; 0 = the recipe's `init_std`.
+        timeless: its temporal encodings start at zero.
     """
 
     def __init__(
@@ -48,29 +50,39 @@ class Space(nn.Module):
         targets: int = 1,
         groups: list[list[str]] | None = None,
         items: ItemVectors | None = None,
+        std: float = 0.0,
+        timeless: bool = False,
     ) -> None:
         super().__init__()
         options, train = recipe.model, recipe.train
+        std = std or options.init_std
         self.dim, self.reads = dim, reads
         self.behaviour = [field.name for field in fields if field.in_history and reads]
         self.candidate = [field.name for field in fields if field.in_sample]
         used = [field for field in fields if field.name in {*self.behaviour, *self.candidate}]
         dtype = torch.bfloat16 if train.table_dtype == "bf16" else torch.float32
         self.bank = Bank(
-            used, category_rows, dim, options.init_std, train.table_optimizer, train.unknown, seed, dtype,
+            used, category_rows, dim, std, train.table_optimizer, train.unknown, seed, dtype,
             Tier.of(recipe.engine),
         )  # fmt: skip
         lacking = [name for name in self.behaviour if name not in self.candidate]
         shared = [name for name in self.behaviour if name in self.candidate]
-        self.graph = GraphField(items, dim, options.init_std) if items is not None else None
+        self.graph = GraphField(items, dim, std) if items is not None else None
         if self.graph is not None:
             self.behaviour += [GRAPH] if reads else []
             self.candidate.append(GRAPH)
         self.width = dim * len(self.behaviour)
-        self.constants = nn.ParameterDict({name: nn.Parameter(torch.randn(dim) * options.init_std) for name in lacking})
+        self.constants = nn.ParameterDict({name: nn.Parameter(torch.randn(dim) * std) for name in lacking})
         buckets = {"interval": options.intervals, "rank": options.ranks}
         self.temporal = (
-            TemporalEncoding(self.width, options.temporal, buckets, options.init_std, targets, options.time_tables)
+            TemporalEncoding(
+                self.width,
+                options.temporal,
+                buckets,
+                0.0 if timeless else options.init_std,
+                targets,
+                options.time_tables,
+            )
             if self.width and options.temporal
             else None
         )
@@ -87,6 +99,17 @@ class Space(nn.Module):
     def places(self, batch: Batch, segments: Segments) -> dict[str, Occurrences]:
         """Where in time the behaviours lie, see `TemporalEncoding.places`."""
         return self.temporal.places(batch, segments) if self.temporal is not None else {}
+
+    def looked_up(self, batch: Batch, segments: Segments, distinct: bool) -> list[Part]:
+        """The side information of every behaviour, only to look at.
+
+        Args:
+            distinct: of each table only the rows that occur, each once, for those who compute something for every row.
+        """
+        if distinct or self.graph is not None or not self.bank.looks:
+            return self.parts(segments, self.fetch(batch, frozen=True))
+        found = (self.bank.look(name, batch.history[name]) for name in self.behaviour)
+        return [Part(table, Occurrences(rows, len(table), segments)) for table, rows in found]
 
     def parts(self, segments: Segments, rows: Rows) -> list[Part]:
         """The side information of every behaviour."""

@@ -28,6 +28,9 @@ class TemporalEncoding(nn.Module):
         width: of the representation that the encoding is added to.
         kinds: any of `interval` and `rank`.
         buckets: number of buckets for each of the kinds.
+        std: standard deviation of a fresh row. The products of two random encodings, and of one with any side
+            information, are as large as those of two rows that match by a few narrow fields: a search by a fresh
+            attention then goes by when a behaviour was rather than by what it was. 0 avoids that.
         targets: number of optimisation targets.
         ownership: `shared` by all targets, each its `own`, or a `residual` of each on a shared one.
     """
@@ -69,14 +72,24 @@ class TemporalEncoding(nn.Module):
         """Which row of each table belongs to each behaviour: the same for all targets."""
         found = {}
         for kind, table in self.tables.items():
-            value, longest = (batch.age, LONGEST_SECONDS) if kind == "interval" else (batch.rank, LONGEST_RANK)
-            ids = log_bucket(value, table.shape[1] - 1, longest) + 1
+            if kind == "interval":
+                ids = log_bucket(batch.age, table.shape[1] - 1, LONGEST_SECONDS) + 1
+            else:
+                ids = rank_bucket(batch.rank, table.shape[1] - 1) + 1
             found[kind] = Occurrences(ids, table.shape[1], segments)
         return found
 
     def parts(self, places: dict[str, Occurrences], target: int | None) -> list[Part]:
         """The encodings of all behaviours, to be added to their representation."""
         return [Part(self.table(kind, target), at) for kind, at in places.items()]
+
+
+def rank_bucket(rank: Tensor, buckets: int) -> Tensor:
+    """As `log_bucket`: int64 [N]. On the CPU every rank takes one logarithm, however many histories are as long."""
+    last = -1 if rank.is_cuda or not rank.numel() else int(rank.max())
+    if not 0 < last < rank.numel():
+        return log_bucket(rank, buckets, LONGEST_RANK)
+    return log_bucket(torch.arange(last + 1), buckets, LONGEST_RANK).index_select(0, rank)
 
 
 def log_bucket(value: Tensor, buckets: int, longest: float) -> Tensor:

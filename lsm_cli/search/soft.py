@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lsm_cli.data.batches import Pointers, Queries
+from lsm_cli.data.batches import Pointers, Queries, Spans
 from lsm_cli.data.orders import ragged_arange
 from lsm_cli.errors import InputError
 from lsm_cli.kernels.ragged import Segments
@@ -67,9 +67,12 @@ def by_threshold(value: np.ndarray, offsets: np.ndarray, k: int) -> np.ndarray:
         return np.empty(0, np.int64)
     lengths = np.diff(offsets)
     bar = np.full(len(lengths), -np.inf, np.float32)
+    enough = np.ones(len(value), bool)
     for sample in np.flatnonzero(lengths > k).tolist():  # slices: faster than samples side by side, padded
-        bar[sample] = kth_best(value[offsets[sample] : offsets[sample + 1]], k)
-    place = np.flatnonzero(value >= np.repeat(bar, lengths))
+        own = slice(offsets[sample], offsets[sample + 1])
+        bar[sample] = kth_best(value[own], k)
+        np.greater_equal(value[own], bar[sample], out=enough[own])
+    place = np.flatnonzero(enough)
     score, row = value[place], np.searchsorted(offsets, place, side="right") - 1
     above, tied = score > bar[row], np.flatnonzero((score == bar[row]) & (score > -np.inf))
     # fill up with behaviours that score as the k-th best does, the most recent first
@@ -89,7 +92,8 @@ def kth_best(value: np.ndarray, k: int) -> np.float32:
     size = len(value) // groups
     if size >= 8:
         largest = value[: groups * size].reshape(size, groups).max(0)
-        value = value[value >= np.partition(largest, groups - k)[groups - k]]
+        largest.partition(groups - k)
+        value = value.take(np.flatnonzero(value >= largest[groups - k]))
     return np.partition(value, len(value) - k)[len(value) - k]
 
 
@@ -135,7 +139,7 @@ class Shared:
     order: np.ndarray
     candidates: np.ndarray
     owner: np.ndarray
-    histories: Pointers
+    histories: Spans
     start: np.ndarray
     stop: np.ndarray
 
@@ -144,15 +148,24 @@ class Shared:
         """How many behaviours are scored, over all candidates."""
         return int(((self.stop - self.start) * np.diff(self.candidates)).sum())
 
-    @property
-    def pays(self) -> bool:
-        """Whether scoring request by request costs less than behaviour by behaviour."""
-        return self.scores >= PAYS * max(len(self.owner), len(self.histories.pointer) / READ, 1)
+    def pays(self, narrow: bool) -> bool:
+        """Whether scoring request by request costs less than behaviour by behaviour.
+
+        Args:
+            narrow: keys are, so that to write them out costs less than to look them up, even for a single candidate.
+        """
+        reading = 0 if narrow else int(self.histories.offsets[-1]) / READ
+        return self.scores >= PAYS * max(len(self.owner), reading, 1)
 
     @property
     def offsets(self) -> np.ndarray:
         """int64 [B + 1]: where the scores of each sample lie, in `order`."""
         return _summed(np.repeat(self.stop - self.start, np.diff(self.candidates)))
+
+    @property
+    def begin(self) -> np.ndarray:
+        """int64 [G]: the first event that each request sees."""
+        return (self.histories.first - self.histories.offsets[:-1])[self.owner] + self.start
 
     @property
     def leaders(self) -> tuple[np.ndarray, np.ndarray]:
@@ -167,7 +180,7 @@ class Shared:
         lengths = self.stop - self.start
         offsets = _summed(lengths)
         rank = np.repeat(offsets[1:], lengths) - np.arange(offsets[-1])
-        return offsets, self.histories.pointer[ragged_arange(self.start, lengths)[1]], rank.astype(np.int32)
+        return offsets, ragged_arange(self.begin, lengths)[1], rank.astype(np.int32)
 
     def requests(self) -> list[Request]:
         """Request by request, what a matrix product needs to know."""
@@ -189,8 +202,8 @@ class Shared:
             offsets: int64 [B + 1], and place: int64 [n], positions among the scores, both in `order`.
         """
         sizes = np.diff(self.candidates)
-        first = np.repeat(self.start, sizes) - self.offsets[:-1]  # from a score to its behaviour
-        found = self.histories.pointer[place + np.repeat(first, np.diff(offsets))]
+        first = np.repeat(self.begin, sizes) - self.offsets[:-1]  # from a score to its behaviour
+        found = place + np.repeat(first, np.diff(offsets))
         back = np.empty_like(self.order)
         back[self.order] = np.arange(len(back))
         lengths = np.diff(offsets)[back]
@@ -211,8 +224,7 @@ def share(queries: Queries) -> Shared:
     owner = np.cumsum(new) - 1
     offsets = _summed(high - low)
     start = offsets[owner] + first - low[owner]
-    histories = Pointers(offsets, ragged_arange(low, high - low)[1])
-    return Shared(order, np.append(begins, len(order)), owner, histories, start, start + end - first)
+    return Shared(order, np.append(begins, len(order)), owner, Spans(offsets, low), start, start + end - first)
 
 
 def _changes(values: np.ndarray) -> np.ndarray:

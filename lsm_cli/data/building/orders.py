@@ -18,11 +18,13 @@ from typing import Any
 import numpy as np
 
 from lsm_cli.data.aside import hold, remove
+from lsm_cli.data.building.radix import PIECE, radix_order
 from lsm_cli.data.building.trajectories import bucket_bounds
 from lsm_cli.data.building.workspace import Workspace
 from lsm_cli.data.store import Field, Store
 
-ROWS = 1 << 20  # events sorted at once
+ROWS = PIECE  # events sorted at once
+_AHEAD = 32  # chunks that may be ordered before the first of them is written
 Reader = Callable[[slice], np.ndarray]
 
 
@@ -31,7 +33,7 @@ def write_orders(work: Workspace, offsets: np.ndarray, fields: dict[str, Reader]
 
     Args:
         offsets: int64 [users + 1].
-        fields: field -> reads a slice of its events' ids.
+        fields: field -> reads a slice of its events' ids, or of anything in their order.
 
     Returns:
         the fields, in order.
@@ -39,38 +41,47 @@ def write_orders(work: Workspace, offsets: np.ndarray, fields: dict[str, Reader]
     lengths = np.diff(offsets)
     dtype = np.uint16 if lengths.max(initial=0) <= 1 << 16 else np.uint32
     files = {name: work.column(f"index/{name}.npy", dtype, int(offsets[-1])) for name in fields}
-    bounds = bucket_bounds(lengths, ROWS)
+
+    def orders(users: tuple[int, int]) -> list[np.ndarray]:
+        """Each field's order of the events of a range of users: [events] of `dtype`."""
+        first, last = users
+        starts = offsets[first:last] - offsets[first]
+        owner = np.repeat(np.arange(last - first), lengths[first:last])
+        place = (np.arange(len(owner)) - starts[owner]).astype(dtype)
+        here = slice(int(offsets[first]), int(offsets[last]))
+        return [place.take(ordered(owner, read(here))) for read in fields.values()]
+
+    chunks = list(itertools.pairwise(bucket_bounds(lengths, ROWS).tolist()))
     with ThreadPoolExecutor(2) as pool:
-        for first, last in itertools.pairwise(bounds):
-            here = slice(int(offsets[first]), int(offsets[last]))
-            owner = np.repeat(np.arange(last - first), lengths[first:last])
-            starts = (offsets[first:last] - offsets[first])[owner]
-            orders = pool.map(lambda read, here=here, owner=owner: ordered(owner, read(here)), fields.values())
-            for file, order in zip(files.values(), orders, strict=True):
-                file.append(order - starts)
+        for done in range(0, len(chunks), _AHEAD):
+            for found in pool.map(orders, chunks[done : done + _AHEAD]):
+                for file, order in zip(files.values(), found, strict=True):
+                    file.append(order)
     work.close(*files.values())
     return list(fields)
 
 
 def ordered(owner: np.ndarray, value: np.ndarray) -> np.ndarray:
-    """The rows by (owner, value, row): int64 [n]; owners are ascending."""
-    row_bits, value_bits = len(owner).bit_length(), int(value.max(initial=0)).bit_length()
-    if int(owner.max(initial=0)).bit_length() + value_bits + row_bits > 63:
+    """The rows by (owner, value, row): int64 [n]."""
+    width = int(value.max(initial=0)).bit_length()
+    bits = int(owner.max(initial=0)).bit_length() + width
+    if bits > 63:
         return np.lexsort((value, owner))
-    key = (owner << value_bits | value) << row_bits | np.arange(len(owner))
-    key.sort()
-    return key & ((1 << row_bits) - 1)
+    return radix_order(owner.astype(np.int64) << width | value, bits)
 
 
 def shared_readers(events: Path, fields: Iterable[Field], ancestors: np.ndarray | None) -> dict[str, Reader]:
-    """Readers of the fields that candidates share, from a folder of event columns; levels are read from the node."""
+    """Readers of the fields that candidates share, from a folder of event columns.
+
+    Of a level they read the rank of its nodes, which takes fewer digits than the node.
+    """
 
     def of(field: Field) -> Reader:
         column = np.load(events / f"{'category' if field.level else field.name}.npy", mmap_mode="r")
         if not field.level or ancestors is None:
             return lambda part: np.asarray(column[part])
-        table = np.ascontiguousarray(ancestors[:, field.level - 1])
-        return lambda part: table[column[part]]
+        rank = np.unique(ancestors[:, field.level - 1], return_inverse=True)[1]
+        return lambda part: rank.take(column[part])
 
     return {field.name: of(field) for field in fields if field.in_history and field.in_sample}
 

@@ -15,9 +15,10 @@ from typing import IO
 
 import numpy as np
 
+from lsm_cli.data.building.radix import radix_order
 from lsm_cli.data.building.workspace import ColumnFile, as_bytes
 
-_MAX_ROWS = 1 << 20  # three fields of 21 bits (user, time, position) fit one 63-bit sorting key
+_MAX_ROWS = 1 << 20  # users and the ranks of their times fit one 63-bit sorting key
 
 
 def bucket_bounds(events: np.ndarray, rows: int) -> np.ndarray:
@@ -110,8 +111,7 @@ class Sorted:
     columns: dict[str, np.ndarray]
     first: int  # its first user
     users: int
-    keys: np.ndarray  # ascending
-    position_bits: int
+    keys: np.ndarray  # (user, time) of each event
     time_bits: int
     times: np.ndarray | None  # distinct times where keys hold their rank, None where they hold the time itself
     start: int  # earliest time
@@ -123,26 +123,22 @@ class Sorted:
         else:
             place = np.searchsorted(self.times, time, side="left")
         key = (user.astype(np.int64) - self.first) << self.time_bits | place
-        return np.searchsorted(self.keys, key << self.position_bits, side="left")
+        return np.searchsorted(self.keys, key, side="left")
 
 
 def sort_bucket(columns: dict[str, np.ndarray], first: int, users: int) -> Sorted:
-    """Sort a bucket by one packed key: user, time and position in 63 bits; times give way to their ranks if need be."""
-    time, rows = columns["time"], len(columns["time"])
-    start = int(time.min()) if rows else 0
-    last = int(time.max()) if rows else 0
-    position_bits, user_bits = rows.bit_length(), users.bit_length()
-    time_bits = (last - start + 1).bit_length()
+    """Sort a bucket by one packed key: user and time in 63 bits; times give way to their ranks if need be."""
+    time = columns["time"]
+    start, last = (int(time.min()), int(time.max())) if len(time) else (0, 0)
+    user_bits, time_bits = users.bit_length(), (last - start + 1).bit_length()
     times, place = None, time.astype(np.int64) - start
-    if position_bits + user_bits + time_bits > 63:
+    if user_bits + time_bits > 63:
         times, place = np.unique(time, return_inverse=True)
         time_bits = (len(times) + 1).bit_length()
-    keys = ((columns["user"].astype(np.int64) - first) << time_bits | place) << position_bits
-    keys |= np.arange(rows)
-    keys.sort()
-    order = keys & ((1 << position_bits) - 1)
-    ordered = {name: values[order] for name, values in columns.items() if name != "user"}
-    return Sorted(ordered, first, users, keys, position_bits, time_bits, times, start)
+    keys = (columns["user"].astype(np.int64) - first) << time_bits | place
+    order = radix_order(keys, user_bits + time_bits)
+    ordered = {name: values.take(order) for name, values in columns.items() if name != "user"}
+    return Sorted(ordered, first, users, keys.take(order), time_bits, times, start)
 
 
 def sorted_buckets(spill: Spill) -> Iterator[Sorted]:
