@@ -192,7 +192,7 @@ def test_a_full_disk_is_one_sentence(small_store: Path, tmp_path: Path) -> None:
 
 
 def test_diverging_training_says_so(small_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lsm_cli.engine.train.Trainer._loss", lambda self, logits, labels: logits.sum() * float("nan"))
+    monkeypatch.setattr("lsm_cli.engine.train.Trainer._loss", lambda self, logits, *_: logits.sum() * float("nan"))
     result = _lsm("train", "-r", "tin", "--data", small_store, "--out", tmp_path / "run", *SMALL)
     assert result.exit_code == 1 and "smaller train.lr" in result.stderr and "Traceback" not in result.output
 
