@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from lsm_cli.data.batches import Batch
-from lsm_cli.kernels.ragged import Occurrences, Segments
+from lsm_cli.kernels.ragged import Occurrences, Segments, shapes_are_fixed
 from lsm_cli.models.history import Part
 
 LONGEST_SECONDS = 2 * 365 * 86_400.0
@@ -86,7 +86,8 @@ class TemporalEncoding(nn.Module):
 
 def rank_bucket(rank: Tensor, buckets: int) -> Tensor:
     """As `log_bucket`: int64 [N]. On the CPU every rank takes one logarithm, however many histories are as long."""
-    last = -1 if rank.is_cuda or not rank.numel() else int(rank.max())
+    unknown = rank.is_cuda or not rank.numel() or shapes_are_fixed()
+    last = -1 if unknown else int(rank.max())
     if not 0 < last < rank.numel():
         return log_bucket(rank, buckets, LONGEST_RANK)
     return log_bucket(torch.arange(last + 1), buckets, LONGEST_RANK).index_select(0, rank)
