@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from lsm_cli import recipe as recipes
+from lsm_cli.data.aside import share
 from lsm_cli.data.store import Store
 from lsm_cli.engine.environment import environment
 from lsm_cli.engine.trail import LEDGER, LOCK, METRICS, STATE, WEIGHTS, study_of, unlike
@@ -164,7 +165,12 @@ class RunFolder:
 
     def save_weights(self, tensors: dict[str, Tensor]) -> None:
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-        self._write(WEIGHTS, lambda file: save_file(tensors, file))
+
+        def write(file: Path) -> None:
+            save_file(tensors, file)
+            share(file)
+
+        self._write(WEIGHTS, write)
 
     def load_weights(self) -> dict[str, Tensor]:
         try:

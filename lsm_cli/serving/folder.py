@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 import lsm_cli
 from lsm_cli import recipe as recipes
-from lsm_cli.data.aside import remove
+from lsm_cli.data.aside import remove, share
 from lsm_cli.data.batches import Batch
 from lsm_cli.data.store import Store
 from lsm_cli.engine.feed import Feed
@@ -94,6 +94,7 @@ def write(
                 warnings.simplefilter("ignore", FutureWarning)  # of torch, to itself
                 torch._inductor.aoti_compile_and_package(exported, package_path=str(folder / "compiled.pt2"))
         save_file(tables, folder / "tables.safetensors")
+        share(folder / "tables.safetensors")
         for name, values in _vocabularies(setup).items():
             (folder / "vocabularies" / f"{name}.json").write_text(json.dumps(values, ensure_ascii=False))
         (folder / ABOUT).write_text(json.dumps(_about(run, setup, dtype), indent=1) + "\n")

@@ -59,6 +59,12 @@ def test_bf16_stays_close_to_fp32(small_store: Path, tmp_path: Path) -> None:
     assert _auc(half) == pytest.approx(_auc(full), abs=0.03)
 
 
+def test_whoever_reads_a_run_reads_its_weights(small_store: Path, tmp_path: Path) -> None:
+    _trained(small_store, tmp_path / "run", "train.epochs=1")
+    modes = {file.name: file.stat().st_mode & 0o444 for file in (tmp_path / "run").iterdir() if file.is_file()}
+    assert modes["model.safetensors"] == modes["recipe.toml"]
+
+
 def test_early_stopping(small_store: Path, tmp_path: Path) -> None:
     trainer = _trained(small_store, tmp_path / "run", "train.epochs=60", "train.patience=2", "train.lr=0.05")
     assert trainer.at.finished and trainer.at.step < trainer.total
