@@ -73,15 +73,22 @@ def ordered(owner: np.ndarray, value: np.ndarray) -> np.ndarray:
 def shared_readers(events: Path, fields: Iterable[Field], ancestors: np.ndarray | None) -> dict[str, Reader]:
     """Readers of the fields that candidates share, from a folder of event columns.
 
-    Of a level they read the rank of its nodes, which takes fewer digits than the node.
+    Of a level they read the rank of its nodes, which takes fewer digits than the node. Columns are read, not mapped:
+    what was mapped would stay in memory, and grow with the log.
     """
 
     def of(field: Field) -> Reader:
-        column = np.load(events / f"{'category' if field.level else field.name}.npy", mmap_mode="r")
+        file = events / f"{'category' if field.level else field.name}.npy"
+        column = np.load(file, mmap_mode="r")
+        dtype, start = column.dtype, column.offset
+
+        def read(part: slice) -> np.ndarray:
+            return np.fromfile(file, dtype, part.stop - part.start, offset=start + part.start * dtype.itemsize)
+
         if not field.level or ancestors is None:
-            return lambda part: np.asarray(column[part])
+            return read
         rank = np.unique(ancestors[:, field.level - 1], return_inverse=True)[1]
-        return lambda part: rank.take(column[part])
+        return lambda part: rank.take(read(part))
 
     return {field.name: of(field) for field in fields if field.in_history and field.in_sample}
 
