@@ -192,6 +192,8 @@ class Assembler:
         }
         self.event_levels = {field.name: _level(store, field) for field in in_history if field.level}
         self.event_category = np.asarray(store.column("category")) if self.event_levels else None
+        # of a taxonomy of one level the node says it all
+        self.plain = {name for name, level in self.event_levels.items() if np.array_equal(level, np.arange(len(level)))}
         self.event_time = np.asarray(store.column("time"))
         self.tick = _tick(store, self.time)
         self.sample_columns = {field.name: samples.column(field.name) for field in in_sample if not field.level}
@@ -256,7 +258,8 @@ class Assembler:
         target = {name: _ids(column[index]) for name, column in self.sample_columns.items()}
         if self.event_category is not None:
             node = gather(self.event_category)
-            history |= {name: torch.from_numpy(level.take(node)) for name, level in self.event_levels.items()}
+            for name, level in self.event_levels.items():
+                history[name] = torch.from_numpy(node if name in self.plain else level.take(node))
         if self.sample_category is not None:
             node = self.sample_category[index]
             target |= {name: torch.from_numpy(level.take(node)) for name, level in self.sample_levels.items()}
