@@ -96,7 +96,7 @@ class PaddedModel(nn.Module):
         return self.tower(torch.cat([*features, *own.values()], 1), [torch.cat(found, 1)])
 
     def _embed(self, name: str, ids: Tensor) -> Tensor:
-        return self.tables[name](cast(RowMap, self.maps[name])(ids))
+        return self.tables[name](cast(RowMap, self.maps[name])(ids.reshape(-1)).view(ids.shape))
 
 
 def copied(model: RankingModel, batch: Batch) -> tuple[PaddedModel, float]:
