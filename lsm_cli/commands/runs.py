@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from lsm_cli.engine import trail
+from lsm_cli.engine import choosing, trail
 from lsm_cli.engine.trail import Record, code_name
 from lsm_cli.errors import InputError
 from lsm_cli.report.console import Console, count, size
@@ -29,8 +29,8 @@ def ls(
 
     Args:
         root: None = `runs` if there is such a folder, else here.
-        sort, reverse: see `trail.ordered`.
-        filters: see `trail.select`.
+        sort, reverse: see `choosing.ordered`.
+        filters: see `choosing.select`.
         limit: most runs shown; 0 = all.
         trials: show those of studies too.
     """
@@ -40,7 +40,7 @@ def ls(
     others = [record for record in found if not record["trial"]]
     left_out = 0 if trials or not others else len(found) - len(others)
     found = others if left_out else found
-    records = trail.ordered(trail.select(found, filters or []), sort, reverse)
+    records = choosing.ordered(choosing.select(found, filters or []), sort, reverse)
     for problem in problems:
         console.warn(problem)
     shown = records[:limit] if limit else records

@@ -44,7 +44,7 @@ class Place:
 
 
 class RowMap(nn.Module):
-    """Identity -> embedding row: untrained values share the last row; category nodes go through a table."""
+    """Identities [n] -> embedding rows [n]: untrained values share the last row; category nodes go through a table."""
 
     mapping: Tensor | None
 
@@ -65,7 +65,6 @@ class Table(nn.Module):
     Args:
         std: standard deviation of the other rows at the start.
         dtype: how rows are kept; models see them in float32.
-
         whole: False = a subclass keeps the rows.
 
     Attributes:

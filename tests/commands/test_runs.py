@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner, Result
 
-from lsm_cli.engine import trail
+from lsm_cli.engine import choosing, trail
 from lsm_cli.errors import InputError
 from lsm_cli.main import app
 
@@ -246,16 +246,16 @@ def _record(value: object) -> trail.Record:
 @given(st.lists(VALUES, max_size=20), st.floats(-5, 5))
 def test_a_comparison_and_its_opposite_share_out_the_runs(values: list, bound: float) -> None:
     records = [_record(value) for value in values]
-    parts = [trail.select(records, [f"model.x{sign}{bound!r}"]) for sign in (">", "<=")]
+    parts = [choosing.select(records, [f"model.x{sign}{bound!r}"]) for sign in (">", "<=")]
     assert sum(map(len, parts)) == sum(value is not None for value in values)
-    assert all(trail.value_of(record, "model.x") > bound for record in parts[0])
+    assert all(choosing.value_of(record, "model.x") > bound for record in parts[0])
 
 
 @UNHURRIED
 @given(st.lists(VALUES, max_size=20), st.booleans())
 def test_sorting_keeps_every_run_and_puts_the_missing_last(values: list, reverse: bool) -> None:
     records = [_record(value) for value in values]
-    found = [trail.value_of(record, "model.x") for record in trail.ordered(records, "model.x", reverse)]
+    found = [choosing.value_of(record, "model.x") for record in choosing.ordered(records, "model.x", reverse)]
     have = sorted((value for value in values if value is not None), reverse=reverse)
     assert found == have + [None] * (len(values) - len(have))
 
@@ -264,6 +264,6 @@ def test_sorting_keeps_every_run_and_puts_the_missing_last(values: list, reverse
 @given(st.text(max_size=20))
 def test_any_filter_is_read_or_refused(text: str) -> None:
     try:
-        trail.select([_record(1)], [text])
+        choosing.select([_record(1)], [text])
     except InputError as error:
         assert "--filter" in str(error)
