@@ -24,6 +24,7 @@ from typing import Any
 
 LSM = [sys.executable, "-m", "lsm_cli.main"]
 KEYS = ("auc", "gauc", "logloss", "calibration")
+UNREAD = ("dnn", "dcnv2")  # recipes without a history: no length, no shuffling
 
 
 def run(
@@ -67,15 +68,13 @@ def table(results: dict[str, Any]) -> str:
     metrics = ("auc", "gauc", "logloss")
     for key, entry in results.items():
         recipe, length = key.rsplit("@", 1)
-        if "seeds" not in entry:
-            cells = [f"{entry[name]:.4f}" for name in metrics] + [""] * 4
-            lines.append(f"| {recipe} | {length} | | {' | '.join(cells)} |")
-            continue
-        runs = list(entry["seeds"].values())
-        cost = ["".join(f"{one['shuffled']['auc']:.4f}" for one in runs if "shuffled" in one)]
-        cost.append(f"{runs[0]['parameters']:,}")
-        cost.append(f"{statistics.median(one['samples_per_second'] for one in runs):,.0f}")
-        cost.append(f"{max(one['peak_memory_bytes'] for one in runs) / 2**20:,.0f} MiB")
+        runs, cost = [entry], [""] * 4
+        if "seeds" in entry:
+            runs = list(entry["seeds"].values())
+            cost = ["".join(f"{one['shuffled']['auc']:.4f}" for one in runs if "shuffled" in one)]
+            cost.append(f"{runs[0]['parameters']:,}")
+            cost.append(f"{statistics.median(one['samples_per_second'] for one in runs):,.0f}")
+            cost.append(f"{max(one['peak_memory_bytes'] for one in runs) / 2**20:,.0f} MiB")
         for target in runs[0].get("targets", [""]):
             each = [one["targets"][target] if target else one for one in runs]
             cells = [spread([one[name] for one in each]) for name in metrics]
@@ -119,7 +118,7 @@ def main() -> None:
             save()
     jobs = [(s, n, r) for s in arguments.seeds for n in arguments.lengths for r in arguments.recipes]
     for seed, length, recipe in jobs:
-        at = 0 if recipe.split()[0] == "dnn" else length  # no history, no length
+        at = 0 if recipe.split()[0] in UNREAD else length
         entry = results.setdefault(f"{recipe}@{at}", {"seeds": {}})
         if str(seed) not in entry["seeds"]:
             shuffled = seed == arguments.seeds[0] and at > 0

@@ -25,7 +25,7 @@ from lsm_cli.engine.setup import Setup
 
 
 def features(setup: Setup, split: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(numbers [n, features], label of the first target [n], user [n])."""
+    """(numbers [n, features], labels [n, targets], -1 = not observed, user [n])."""
     import torch
 
     feed, model = Feed(setup, split), setup.model()
@@ -39,18 +39,21 @@ def features(setup: Setup, split: str) -> tuple[np.ndarray, np.ndarray, np.ndarr
             if name in batch.target
         ]
         parts.append(torch.cat(columns, 1).numpy())
-    return np.concatenate(parts), np.asarray(feed.labels[0]), np.asarray(feed.user)
+    return np.concatenate(parts), np.stack(feed.labels, 1), np.asarray(feed.user)
 
 
 def control(store: Path, max_len: int, threads: int) -> dict[str, Any]:
-    """Fit the control and test it; max_len 0 = the whole history, counted by the store's index."""
+    """Fit the control to each target and test it; max_len 0 = the whole history, counted by the store's index.
+
+    Metrics of the first target, and of each where there are several.
+    """
     import lightgbm as lgb
 
     reach = [f"model.max_len={max_len}"] if max_len else ["model.evidence_from=history"]
     options = recipes.load("dnn", ["model.evidence=true", *reach, f"train.threads={threads}", "train.device=cpu"])
     setup = Setup.of(options, Store.open(store))
     started = time.perf_counter()
-    (x, y, _), (xv, yv, _), (xt, yt, user) = (features(setup, split) for split in ("train", "valid", "test"))
+    parts = [features(setup, split) for split in ("train", "valid", "test")]
     prepared = time.perf_counter()
     parameters = {
         "objective": "binary",
@@ -62,14 +65,20 @@ def control(store: Path, max_len: int, threads: int) -> dict[str, Any]:
         "seed": 0,
         "verbose": -1,
     }
-    booster = lgb.train(
-        parameters, lgb.Dataset(x, y), 2000, [lgb.Dataset(xv, yv)], callbacks=[lgb.early_stopping(50, verbose=False)]
-    )
-    found = metrics.summary(yt, booster.predict(xt, raw_score=True), user)
+    targets: dict[str, dict[str, Any]] = {}
+    for place, name in enumerate(setup.targets):
+        (x, y), (xv, yv), (xt, yt) = ((x[y[:, place] >= 0], y[y[:, place] >= 0, place]) for x, y, _ in parts)
+        stop = lgb.early_stopping(50, verbose=False)
+        booster = lgb.train(parameters, lgb.Dataset(x, y), 2000, [lgb.Dataset(xv, yv)], callbacks=[stop])
+        user = parts[2][2][parts[2][1][:, place] >= 0]
+        targets[name] = metrics.summary(yt, booster.predict(xt, raw_score=True), user)
+        targets[name]["rounds"] = booster.best_iteration
+    found = dict(next(iter(targets.values())))
+    if len(targets) > 1:
+        found["targets"] = targets
     return {
         **found,
-        "rounds": booster.best_iteration,
-        "features": x.shape[1],
+        "features": parts[0][0].shape[1],
         "seconds": {"features": prepared - started, "fit": time.perf_counter() - prepared},
     }
 

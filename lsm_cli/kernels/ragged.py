@@ -202,9 +202,9 @@ def _rows(table: Tensor, at: Occurrences) -> Tensor:
     return table[: at.segments.total] if at.method == "own" else table.index_select(0, at.ids)
 
 
-def _pool(table: Tensor, weight: Tensor, at: Occurrences) -> Tensor:
+def _pool(table: Tensor, weight: Tensor, at: Occurrences, cells: Tensor | None = None) -> Tensor:
     if at.method == "small":
-        return _cells(weight, at) @ table
+        return (_cells(weight, at) if cells is None else cells) @ table
     if at.method == "compiled":
         starts = at.segments.offsets[:-1]
         return F.embedding_bag(at.ids, table, starts, mode="sum", per_sample_weights=weight.contiguous())
@@ -212,9 +212,9 @@ def _pool(table: Tensor, weight: Tensor, at: Occurrences) -> Tensor:
     return out.index_add_(0, at.segments.row, _rows(table, at) * weight.unsqueeze(1))
 
 
-def _spread(query: Tensor, weight: Tensor, at: Occurrences) -> Tensor:
+def _spread(query: Tensor, weight: Tensor, at: Occurrences, cells: Tensor | None = None) -> Tensor:
     if at.method == "small":
-        return _cells(weight, at).t() @ query
+        return (_cells(weight, at) if cells is None else cells).t() @ query
     out = query.new_zeros(at.rows, query.shape[1])
     if at.method == "compiled":
         present, starts, order = at.grouped
@@ -225,7 +225,7 @@ def _spread(query: Tensor, weight: Tensor, at: Occurrences) -> Tensor:
 
 
 def _cells(weight: Tensor, at: Occurrences) -> Tensor:
-    """[B, R]: the summed weight of each (sample, id)."""
+    """[B, R]: the summed weight of each (sample, id). `pool` and `spread` under the same weights share it."""
     flat = weight.new_zeros(at.segments.size * at.rows).scatter_add_(0, at.cell, weight)
     return flat.view(at.segments.size, at.rows)
 
@@ -240,22 +240,25 @@ class _Dot(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
         table, query = ctx.saved_tensors
-        for_table = _spread(query, grad, ctx.at) if ctx.needs_input_grad[0] else None
-        for_query = _pool(table, grad, ctx.at) if ctx.needs_input_grad[1] else None
+        cells = _cells(grad, ctx.at) if ctx.at.method == "small" else None
+        for_table = _spread(query, grad, ctx.at, cells) if ctx.needs_input_grad[0] else None
+        for_query = _pool(table, grad, ctx.at, cells) if ctx.needs_input_grad[1] else None
         return for_table, for_query, None
 
 
 class _Pool(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, table: Tensor, weight: Tensor, at: Occurrences) -> Tensor:
-        ctx.save_for_backward(table, weight)
+        cells = _cells(weight, at) if at.method == "small" else None
+        ctx.save_for_backward(table, weight if cells is None else cells)
         ctx.at = at
-        return _pool(table, weight, at)
+        return _pool(table, weight, at, cells)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
         table, weight = ctx.saved_tensors
-        for_table = _spread(grad, weight, ctx.at) if ctx.needs_input_grad[0] else None
+        cells = weight if ctx.at.method == "small" else None
+        for_table = _spread(grad, weight, ctx.at, cells) if ctx.needs_input_grad[0] else None
         for_weight = _dot(table, grad, ctx.at) if ctx.needs_input_grad[1] else None
         return for_table, for_weight, None
 
