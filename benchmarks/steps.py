@@ -3,8 +3,8 @@
     python benchmarks/steps.py --data stores/retail --out benchmarks/results/steps.json \\
         "tin model.max_len=50" hier_hard "stacked_tin model.max_len=100000"
 
-Every round takes some steps of each recipe on samples of its own epoch order, batch making included; the first round
-does not count. Medians; the ratios are to the first recipe named.
+Every round takes some steps of each recipe on samples of its own epoch order, or of the test split (--phase infer),
+batch making included; the first round does not count. Medians; the ratios are to the first recipe named.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("recipes", nargs="+", metavar="RECIPE", help="name, or 'name key=value …'")
     parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--phase", choices=("train", "infer"), default="train")
     parser.add_argument("--steps", type=int, default=5, help="per round")
     parser.add_argument("--rounds", type=int, default=8)
     parser.add_argument("--out", type=Path, required=True)
@@ -40,7 +41,7 @@ def main() -> None:
     for text in arguments.recipes:
         name, *overrides = text.split()
         setup = Setup.of(recipes.load(name, [*overrides, "train.threads=1", "train.device=cpu"]), store)
-        works[text] = Work(setup, "train")
+        works[text] = Work(setup, arguments.phase)
     spent: dict[str, dict[str, list[float]]] = {text: {"cpu": [], "clock": []} for text in works}
     for number in range(arguments.rounds + 1):
         for text, work in works.items():

@@ -157,6 +157,10 @@ class TrainOptions(Options):
     """The training loop."""
 
     epochs: int = Field(3, ge=1, le=1000, description="passes over the data; see fresh_tables")
+    shuffle: Literal["samples", "requests"] = Field(
+        "samples",
+        description="what stands in any order: samples, or whole requests, whose candidates then share their history",
+    )
     batch_size: int = Field(512, ge=1, le=1 << 20, description="samples per step")
     lr: float = Field(2e-3, gt=0, le=10, description="peak learning rate of the dense parameters (AdamW)")
     table_lr: float = Field(0.05, gt=0, le=10, description="peak learning rate of the embedding rows")
@@ -229,7 +233,9 @@ class EngineOptions(Options):
         True, description="keep freed memory for the next step: glibc's heap on the CPU, expandable segments on a GPU"
     )
     share_histories: bool = Field(
-        True, description="soft search: a history that several candidates read is embedded and scored once"
+        True,
+        description="a history that several candidates of a request read is gathered and embedded once; in soft search "
+        "also scored at once",
     )
     search_index: bool = Field(True, description="hard search: by the store's index where it has one, else by scanning")
     prefetch: int = Field(

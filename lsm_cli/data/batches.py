@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lsm_cli.data.orders import ragged_arange
 from lsm_cli.data.store import Field, Store
 
 SECONDS_PER_DAY = 86_400
@@ -17,14 +18,29 @@ SLICE = 384  # mean length from which slices are faster than indices
 
 
 @dataclass
-class Batch:
-    """B samples with N behaviours in all. Ids are identities: equal ids are the same thing, trained or not.
+class Sharing:
+    """Samples that read the same histories.
 
     Attributes:
-        offsets: int64 [B + 1]; sample b owns behaviours offsets[b]:offsets[b + 1], oldest first.
-        history: field -> int32 [N].
-        age: float32 [N], seconds from behaviour to request, > 0.
-        rank: int32 [N], 1 = the most recent behaviour of its sample.
+        of: int64 [B], the history of each sample, ascending.
+        reads: how many behaviours all samples read together.
+    """
+
+    of: Tensor
+    reads: int
+
+
+@dataclass
+class Batch:
+    """B samples and their histories. Ids are identities: equal ids are the same thing, trained or not.
+
+    Every sample has a history of its own, or the candidates of one request share one.
+
+    Attributes:
+        offsets: int64 [G + 1]; history g owns behaviours offsets[g]:offsets[g + 1] of M, oldest first.
+        history: field -> int32 [M].
+        age: float32 [M], seconds from behaviour to request, > 0.
+        rank: int32 [M], 1 = the most recent behaviour of its history.
         target: field -> int32 [B].
         calendar: int64 [B, 2], hour of day and day of week (Monday = 0) of the request, UTC.
         statistics: float32 [B, S], point-in-time statistics; -1 = not known.
@@ -32,6 +48,7 @@ class Batch:
         user: int64 [B].
         matches: float32 [B, M], match statistics over all that lies before the request, from the store's index;
             None where the model takes them from the behaviours it reads. -1 = no match.
+        sharing: who reads which history; None = sample b has history b.
     """
 
     offsets: Tensor
@@ -44,13 +61,15 @@ class Batch:
     labels: Tensor
     user: Tensor
     matches: Tensor | None = None
+    sharing: Sharing | None = None
 
     @property
     def size(self) -> int:
-        return self.offsets.numel() - 1
+        return self.offsets.numel() - 1 if self.sharing is None else self.sharing.of.numel()
 
     @property
     def behaviours(self) -> int:
+        """M."""
         return self.age.numel()
 
     def to(self, device: torch.device) -> Batch:
@@ -62,12 +81,17 @@ class Batch:
         """With other tensors in the place of its own, which `move` is given all at once."""
         flat: list[Tensor] = []
         for value in vars(self).values():
-            flat += value.values() if isinstance(value, dict) else [] if value is None else [value]
+            if isinstance(value, dict):
+                flat += value.values()
+            elif value is not None:
+                flat.append(value.of if isinstance(value, Sharing) else value)
         moved = iter(move(flat))
 
         def placed(value: Any) -> Any:
             if isinstance(value, dict):
                 return {name: next(moved) for name in value}
+            if isinstance(value, Sharing):
+                return replace(value, of=next(moved))
             return None if value is None else next(moved)
 
         return Batch(**{name: placed(value) for name, value in vars(self).items()})
@@ -75,8 +99,13 @@ class Batch:
     def part(self, low: int, high: int) -> Batch:
         """Samples low … high - 1, which share memory with the batch."""
         first, last = self.span(low, high)
+        begin, end = self._histories(low, high)
+        sharing = None
+        if self.sharing is not None:
+            of = self.sharing.of[low:high]
+            sharing = Sharing(of - begin, int(self.offsets.diff()[of].sum()))
         return Batch(
-            self.offsets[low : high + 1] - first,
+            self.offsets[begin : end + 1] - first,
             {name: ids[first:last] for name, ids in self.history.items()},
             self.age[first:last],
             self.rank[first:last],
@@ -86,12 +115,20 @@ class Batch:
             self.labels[low:high],
             self.user[low:high],
             None if self.matches is None else self.matches[low:high],
+            sharing,
         )
 
     def span(self, low: int, high: int) -> tuple[int, int]:
         """Where the behaviours of samples low … high - 1 begin and end; waits for the device."""
-        first, last = self.offsets[[low, high]].tolist()
+        first, last = self.offsets[[*self._histories(low, high)]].tolist()
         return first, last
+
+    def _histories(self, low: int, high: int) -> tuple[int, int]:
+        """Which histories samples low … high - 1 read: the first, and the one behind the last."""
+        if self.sharing is None or low == high:
+            return low, high
+        first, last = self.sharing.of[[low, high - 1]].tolist()
+        return first, last + 1
 
     @staticmethod
     def join(parts: Sequence[Batch]) -> Batch:
@@ -107,7 +144,13 @@ class Batch:
 
         lengths = torch.cat([part.offsets.diff() for part in parts])
         offsets = torch.cat([lengths.new_zeros(1), lengths.cumsum(0)])
-        return Batch(offsets, **{name: each(name) for name in vars(parts[0]) if name != "offsets"})
+        found = {name: each(name) for name in vars(parts[0]) if name not in ("offsets", "sharing")}
+        if all(part.sharing is None for part in parts):
+            return Batch(offsets, **found)
+        each_of = [part.sharing or Sharing(torch.arange(part.size), part.behaviours) for part in parts]
+        before = np.cumsum([0, *(part.offsets.numel() - 1 for part in parts[:-1])]).tolist()
+        of = torch.cat([one.of.to(offsets.device) + first for one, first in zip(each_of, before, strict=True)])
+        return Batch(offsets, **found, sharing=Sharing(of, sum(one.reads for one in each_of)))
 
     def select(self, offsets: Tensor, where: Tensor) -> Batch:
         """The same samples with some of their behaviours: int64 [B + 1], and positions int64 [n], ascending."""
@@ -155,6 +198,30 @@ class Spans:
 
     offsets: np.ndarray
     first: np.ndarray
+
+
+@dataclass
+class Reading:
+    """The histories of a batch.
+
+    Attributes:
+        read: behaviours of G histories; end: int64 [G], where each ends.
+        of: int64 [B], the history of each sample; None = its own.
+    """
+
+    read: Pointers | Spans
+    end: np.ndarray
+    of: np.ndarray | None
+
+    def leaders(self, values: np.ndarray) -> np.ndarray:
+        """Of what samples have [B], that of the first one to read each history [G]."""
+        return values if self.of is None else values[np.searchsorted(self.of, np.arange(len(self.end)))]
+
+    def sharing(self, of: Tensor | None) -> Sharing | None:
+        """The same on whatever device `of` is."""
+        if self.of is None or of is None:
+            return None
+        return Sharing(of, int(np.diff(self.read.offsets)[self.of].sum()))
 
 
 class Assembler:
@@ -229,17 +296,32 @@ class Assembler:
             target |= {name: level.take(node) for name, level in self.sample_levels.items()}
         return Queries(*self.bounds(index), self.time[index], target)
 
-    def batch(self, index: np.ndarray, read: Pointers | Spans | None = None) -> Batch:
+    def reading(self, index: np.ndarray, read: Pointers | Spans | None, share: bool) -> Reading:
+        """What the samples `index` read, see `batch`."""
+        user, first, end = self.bounds(index)
+        of = None
+        if read is None:
+            if share:
+                begins, of = _requests(user, end, self.time[index])
+                if 2 * (end - first)[begins].sum() > (end - first).sum():
+                    of = None  # few share
+                else:
+                    first, end = first[begins], end[begins]
+            offsets = np.zeros(len(first) + 1, np.int64)
+            np.cumsum(end - first, out=offsets[1:])
+            read = Spans(offsets, first)
+        return Reading(read, end, of)
+
+    def batch(self, index: np.ndarray, read: Pointers | Spans | None = None, share: bool = False) -> Batch:
         """Gather the samples `index` (any order, int64 [B]).
 
         Args:
             read: the behaviours of each sample; the most recent `max_len` if not given.
+            share: samples of one request that stand side by side share one history, where that makes the batch at
+                least twice as small; only without `read`.
         """
-        _, first, end = self.bounds(index)
-        if read is None:
-            offsets = np.zeros(len(index) + 1, np.int64)
-            np.cumsum(end - first, out=offsets[1:])
-            read = Spans(offsets, first)
+        reading = self.reading(index, read, share)
+        read, end = reading.read, reading.end
         offsets = read.offsets
         lengths = np.diff(offsets)
         if isinstance(read, Spans):
@@ -249,7 +331,7 @@ class Assembler:
             gather = _Taker(read.pointer)
             rank = _ranks(end, lengths, read.pointer)
         time = self.time[index]
-        age = np.repeat(time.astype(self.tick), lengths)
+        age = np.repeat(reading.leaders(time).astype(self.tick), lengths)
         age -= gather(self.event_time, self.tick)
         request = time + self.store.base
         days, ticks = np.divmod(request, SECONDS_PER_DAY * self.store.ticks_per_second)
@@ -280,7 +362,21 @@ class Assembler:
             statistics=torch.from_numpy(statistics),
             labels=torch.from_numpy(labels),
             user=torch.from_numpy(self.user[index].astype(np.int64)),
+            sharing=None if reading.of is None else reading.sharing(torch.from_numpy(reading.of)),
         )
+
+
+def _requests(user: np.ndarray, end: np.ndarray, time: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The first of the samples of each request that stand side by side, int64 [G], and the request of each, [B]."""
+    new = changes(user, end, time)
+    return np.flatnonzero(new), np.cumsum(new) - 1
+
+
+def changes(*columns: np.ndarray) -> np.ndarray:
+    """bool [n]: differs from the one before in one of the columns; the first does."""
+    new = np.ones(len(columns[0]), bool)
+    new[1:] = np.logical_or.reduce([column[1:] != column[:-1] for column in columns])
+    return new
 
 
 def _level(store: Store, field: Field) -> np.ndarray:
@@ -374,3 +470,19 @@ def derangement(size: int, seed: int) -> np.ndarray:
 def epoch_order(size: int, seed: int, epoch: int) -> np.ndarray:
     """The order of the samples in one epoch, a function of (seed, epoch) only: a resumed run finds its place."""
     return np.random.default_rng([seed, epoch]).permutation(size)
+
+
+class Requests:
+    """The samples of a split, request by request: int64 [n + 1] `offsets` of each into `order` [samples]."""
+
+    def __init__(self, user: np.ndarray, end: np.ndarray, time: np.ndarray) -> None:
+        self.order = np.lexsort((time, end, user))
+        begins = np.flatnonzero(changes(*(column[self.order] for column in (user, end, time))))
+        self.offsets = np.append(begins, len(user))
+
+    def epoch_order(self, seed: int, epoch: int) -> np.ndarray:
+        """As `epoch_order`, of whole requests, whose samples stand side by side."""
+        requests = epoch_order(len(self.offsets) - 1, seed, epoch)
+        first = self.offsets[requests]
+        lengths = self.offsets[requests + 1] - first
+        return self.order[ragged_arange(first, lengths)[1]]

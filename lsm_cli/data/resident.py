@@ -56,17 +56,19 @@ class Resident:
         values = np.ascontiguousarray(column, SIGNED.get(column.dtype, column.dtype))
         return torch.tensor(values, device=self.device)
 
-    def batch(self, index: np.ndarray, read: Pointers | Spans | None = None) -> Batch:
+    def batch(self, index: np.ndarray, read: Pointers | Spans | None = None, share: bool = False) -> Batch:
         """The same as `Assembler.batch`, on the device."""
-        _, first, end = self.of.bounds(index)
-        if read is None:
-            offsets = np.zeros(len(index) + 1, np.int64)
-            np.cumsum(end - first, out=offsets[1:])
-            read = Spans(offsets, first)
+        reading = self.of.reading(index, read, share)
+        read = reading.read
         total = int(read.offsets[-1])
         where = read.first if isinstance(read, Spans) else read.pointer
-        moved = [index.astype(np.int64, copy=False), read.offsets, end, where]
-        rows, bounds, end_at, given = self.move([torch.from_numpy(np.ascontiguousarray(part)) for part in moved])
+        index = index.astype(np.int64, copy=False)
+        moved = [index, read.offsets, reading.end, where]
+        if reading.of is not None:
+            moved += [reading.leaders(index), reading.of]
+        placed = self.move([torch.from_numpy(np.ascontiguousarray(part)) for part in moved])
+        rows, bounds, end_at, given = placed[:4]
+        leaders, of = placed[4:] or (rows, None)
         lengths = bounds.diff()
 
         def repeated(values: Tensor) -> Tensor:
@@ -77,7 +79,7 @@ class Resident:
             pointer = torch.arange(total, device=self.device) + repeated(given - bounds[:-1])
         time = self.requests.index_select(0, rows).long()
         per_second = self.of.store.ticks_per_second
-        age = repeated(time) - self.time.index_select(0, pointer)
+        age = repeated(self.requests.index_select(0, leaders).long()) - self.time.index_select(0, pointer)
         request = time + self.of.store.base
         day = torch.div(request, SECONDS_PER_DAY * per_second, rounding_mode="floor")
         ticks = request - day * (SECONDS_PER_DAY * per_second)
@@ -100,6 +102,7 @@ class Resident:
             statistics=self._columns(self.statistics, rows),
             labels=labels.masked_fill(labels < 0, torch.nan),
             user=self.user.index_select(0, rows).long(),
+            sharing=reading.sharing(of),
         )
 
     def _columns(self, columns: list[Tensor], rows: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from lsm_cli.data.batches import epoch_order
+from lsm_cli.data.batches import Requests, epoch_order
 from lsm_cli.recipe import Recipe
 
 MOST = 8  # times train.batch_size: samples per step at most, however short their histories
@@ -19,14 +19,17 @@ class Plan:
     Args:
         recipe: batch size, token budget, seed and epochs.
         lengths: int [samples], behaviours that each gathers; None = batches by count.
+        requests: whose samples stay together; None = samples in any order.
 
     Attributes:
         start: int [epochs + 1], the step with which each epoch begins; the last is the number of steps.
     """
 
-    def __init__(self, recipe: Recipe, samples: int, lengths: np.ndarray | None = None) -> None:
+    def __init__(
+        self, recipe: Recipe, samples: int, lengths: np.ndarray | None = None, requests: Requests | None = None
+    ) -> None:
         self.options, self.budget = recipe.train, recipe.engine.token_budget
-        self.samples, self.lengths = samples, lengths if self.budget else None
+        self.samples, self.lengths, self.requests = samples, lengths if self.budget else None, requests
         self.batches = lru_cache(1)(self._batches)
         counts = [self._count(epoch) for epoch in range(self.options.epochs)]
         self.start = [0, *np.cumsum(counts).tolist()]
@@ -40,14 +43,19 @@ class Plan:
 
     def _batches(self, epoch: int) -> list[np.ndarray]:
         """The samples of each step of an epoch, int64 [B]; every sample occurs once."""
-        order = epoch_order(self.samples, self.options.seed, epoch)
+        order = self._order(epoch)
         edges = self._edges(order)
         return [order[low:high] for low, high in pairwise(edges)]
 
     def _count(self, epoch: int) -> int:
         if self.lengths is None:
             return -(-self.samples // self.options.batch_size)
-        return len(self._edges(epoch_order(self.samples, self.options.seed, epoch))) - 1
+        return len(self._edges(self._order(epoch))) - 1
+
+    def _order(self, epoch: int) -> np.ndarray:
+        if self.requests is None:
+            return epoch_order(self.samples, self.options.seed, epoch)
+        return self.requests.epoch_order(self.options.seed, epoch)
 
     def _edges(self, order: np.ndarray) -> list[int]:
         """Where each step begins in the order, and its end."""

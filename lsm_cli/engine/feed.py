@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lsm_cli.data.batches import Batch, Pointers, Queries, Spans
+from lsm_cli.data.batches import Batch, Pointers, Queries, Requests, Spans
 from lsm_cli.data.orders import ragged_arange
 from lsm_cli.data.resident import Resident
 from lsm_cli.data.views import View
@@ -78,6 +78,11 @@ class Feed:
     def __len__(self) -> int:
         return len(self.assembler)
 
+    def requests(self) -> Requests:
+        """Which samples are candidates of one request."""
+        of = self.assembler
+        return Requests(*(np.asarray(column) for column in (of.user, of.end, of.time)))
+
     def lengths(self, index: np.ndarray) -> np.ndarray:
         """Behaviours that a batch of these samples gathers at most, int64 [len(index)]."""
         if self.file is not None:
@@ -87,15 +92,16 @@ class Feed:
             return reach
         return np.minimum(reach, self.options.top_k + self.options.recent)
 
-    def batch(self, index: np.ndarray, model: Scorer, ahead: int = 0) -> Batch:
+    def batch(self, index: np.ndarray, model: Scorer, ahead: int = 0, share: bool = False) -> Batch:
         """The samples `index` on the device, with the behaviours that the model is to read.
 
         Args:
             ahead: it is made so many batches before it is read; its embedding rows are then brought nearer too.
+            share: candidates of one request may share its history, see `Assembler.batch`.
         """
 
         def gathered(bounds: Sequence[tuple[int, int]]) -> Batch:
-            return Batch.join([self._batch(index[low:high], model, ahead) for low, high in bounds])
+            return Batch.join([self._batch(index[low:high], model, ahead, share) for low, high in bounds])
 
         return self.gathering.run(len(index), gathered)
 
@@ -103,7 +109,7 @@ class Feed:
         """Who hears what had to be done in pieces."""
         self.gathering.tell = self.scoring.tell = hear
 
-    def _batch(self, index: np.ndarray, model: Scorer, ahead: int) -> Batch:
+    def _batch(self, index: np.ndarray, model: Scorer, ahead: int, share: bool) -> Batch:
         with torch.no_grad():
             with trace.part(trace.SEARCH):
                 if self.soft:
@@ -111,7 +117,7 @@ class Feed:
                 else:
                     read = self._pointers(index)
             if not self.soft:
-                batch = self._assembled(index, read, model if ahead else None, ahead)
+                batch = self._assembled(index, read, model if ahead else None, ahead, share)
             if self.matches is not None:
                 with trace.part(trace.NUMBERS):
                     queries = self.assembler.queries(index)
@@ -121,7 +127,8 @@ class Feed:
 
     def batches(self, groups: Iterable[np.ndarray], model: Scorer) -> Generator[Batch, None, None]:
         """`batch` of each group of samples, in order; on a thread ahead of their use if the recipe says so."""
-        return ahead(lambda index: self.batch(index, model, self.depth), groups, self.depth)
+        share = self.shares and not self.replays
+        return ahead(lambda index: self.batch(index, model, self.depth, share), groups, self.depth)
 
     def _assembled(
         self,
@@ -129,12 +136,13 @@ class Feed:
         read: Pointers | Spans | None = None,
         expects: Scorer | None = None,
         ahead: int = 0,
+        share: bool = False,
     ) -> Batch:
         if self.resident is not None:  # on a GPU the ids of its behaviours are not known here
             with trace.part(trace.DATA):
-                return self.resident.batch(index, read)
+                return self.resident.batch(index, read, share)
         with trace.part(trace.DATA):
-            batch = self.assembler.batch(index, read)
+            batch = self.assembler.batch(index, read, share)
             if expects is not None:
                 expects.expect(batch, ahead)
         with trace.part(trace.COPY):

@@ -81,7 +81,10 @@ class Trainer:
         self.train = Feed(setup, "train")
         every = np.arange(len(self.train))
         self.plan = Plan(
-            setup.recipe, len(every), self.train.lengths(every) if setup.recipe.engine.token_budget else None
+            setup.recipe,
+            len(every),
+            self.train.lengths(every) if setup.recipe.engine.token_budget else None,
+            self.train.requests() if self.options.shuffle == "requests" else None,
         )
         self.total = self.plan.total
         self.model = setup.model() if model is None else model

@@ -96,6 +96,50 @@ class Segments:
         """Every sample reads its own history."""
         return Reads(self)
 
+    def each(self, values: Tensor) -> Tensor:
+        """What is known of the behaviours that lie there [M, …], for those that every sample reads [N, …]."""
+        return values
+
+    def lies(self, place: Tensor) -> Tensor:
+        """Which behaviour of those that lie there each is, of some of those read: int64 [n] -> [n]."""
+        return place
+
+
+class Shared(Segments):
+    """The same where samples read histories that they share: N = what all of them read together, M = what lies there.
+
+    Args:
+        histories: G of them, M behaviours.
+        of: int64 [B], the history of each sample, in ascending order.
+        total: N.
+    """
+
+    def __init__(self, histories: Segments, of: Tensor, total: int) -> None:
+        lengths = histories.lengths.index_select(0, of)
+        super().__init__(torch.cat([lengths.new_zeros(1), lengths.cumsum(0)]), total)
+        self.histories, self.of = histories, of
+
+    @cached_property
+    def apart(self) -> Segments:
+        """As if every sample had a history of its own."""
+        return Segments(self.offsets, self.total)
+
+    @cached_property
+    def place(self) -> Tensor:
+        """int64 [N]: which behaviour each of those read is, of those that lie there."""
+        first = self.histories.offsets[:-1].index_select(0, self.of) - self.offsets[:-1]
+        return first.index_select(0, self.row) + torch.arange(self.total, device=first.device)
+
+    @cached_property
+    def reads(self) -> Reads:
+        return Reads(self.histories, self.of, self.total)
+
+    def each(self, values: Tensor) -> Tensor:
+        return values.index_select(0, self.place)
+
+    def lies(self, place: Tensor) -> Tensor:
+        return self.place.index_select(0, place)
+
 
 class Reads:
     """Which behaviours each of S samples reads, cut into chunks of a bounded number, as programs of a GPU do them.
@@ -137,6 +181,15 @@ class Occurrences:
     def __init__(self, ids: Tensor, rows: int, segments: Segments, method: str = "auto") -> None:
         self.ids, self.rows, self.segments = ids, rows, segments
         self.method = _choose(rows, segments, ids) if method == "auto" else method
+
+    @cached_property
+    def apart(self) -> Occurrences:
+        """The same where every sample has a history of its own."""
+        if not isinstance(self.segments, Shared):
+            return self
+        if self.method == "own":  # row i of the table is behaviour i's, of those that lie there
+            return Occurrences(self.segments.place, self.rows, self.segments.apart, "reference")
+        return Occurrences(self.segments.each(self.ids), self.rows, self.segments.apart, self.method)
 
     @cached_property
     def cell(self) -> Tensor:
@@ -199,7 +252,7 @@ def _dot(table: Tensor, query: Tensor, at: Occurrences) -> Tensor:
 
 def _rows(table: Tensor, at: Occurrences) -> Tensor:
     """T[id_i] of every behaviour, [N, d]."""
-    return table[: at.segments.total] if at.method == "own" else table.index_select(0, at.ids)
+    return table[: at.ids.numel()] if at.method == "own" else table.index_select(0, at.ids)
 
 
 def _pool(table: Tensor, weight: Tensor, at: Occurrences, cells: Tensor | None = None) -> Tensor:
@@ -313,17 +366,17 @@ def full(tensor: Tensor) -> Tensor:
 def dot(table: Tensor, query: Tensor, at: Occurrences) -> Tensor:
     """⟨T[id_i], q[row_i]⟩ for every behaviour: table [R, d], query [B, d] -> [N]."""
     with _exact(table):
-        return _Dot.apply(full(table), full(query), at)
+        return _Dot.apply(full(table), full(query), at.apart)
 
 
 def pool(table: Tensor, weight: Tensor, at: Occurrences) -> Tensor:
     """Σ_{i of b} w_i T[id_i] for every sample: table [R, d], weight [N] -> [B, d]; zero for an empty history."""
     with _exact(table):
-        return _Pool.apply(full(table), full(weight), at)
+        return _Pool.apply(full(table), full(weight), at.apart)
 
 
 def take(table: Tensor, at: Occurrences) -> Tensor:
-    """T[id_i] for every behaviour, written out: [N, d]; for models that need each position (DIN)."""
+    """T[id_i] of every behaviour that lies there, written out: [M, d]; for models that need each position (DIN)."""
     if at.method == "own":
         return _rows(table, at)
     return _Take.apply(table, at)

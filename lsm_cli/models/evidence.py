@@ -19,7 +19,7 @@ DAY = 86_400.0
 
 def match_mask(batch: Batch, segments: Segments, field: str) -> Tensor:
     """bool [N]: does the behaviour share this field with its sample's candidate?"""
-    return batch.history[field] == wanted(batch.target[field]).index_select(0, segments.row)
+    return segments.each(batch.history[field]) == wanted(batch.target[field]).index_select(0, segments.row)
 
 
 def wanted(target: Tensor) -> Tensor:
@@ -84,13 +84,14 @@ class Evidence:
         columns = []
         for field in self.fields:
             where = masks[field].nonzero().squeeze(1)
+            lies = segments.lies(where)
             row = segments.row.index_select(0, where)
             matches = torch.bincount(row, minlength=segments.size)
             matched = Segments(torch.cat([matches.new_zeros(1), matches.cumsum(0)]), total=where.numel())
-            columns.append(ragged.segment_sum(stacked.index_select(0, where), matched))
+            columns.append(ragged.segment_sum(stacked.index_select(0, lies), matched))
             last = matched.offsets[1:] - 1  # histories run from old to new: the last match is the most recent
             for value in (batch.age, batch.rank.to(days.dtype)):
-                found = value.index_select(0, where)
+                found = value.index_select(0, lies)
                 safe = found[last.clamp(min=0)] if where.numel() else value.new_zeros(segments.size)
                 columns.append(torch.where(matches > 0, safe, -1.0).unsqueeze(1))
         return torch.cat([*columns, *self._whole(batch, segments)], 1)
@@ -114,6 +115,7 @@ class Evidence:
         columns = [segments.lengths.to(batch.age.dtype).unsqueeze(1)]
         for end in (segments.offsets[1:] - 1, segments.offsets[:-1]):  # the newest, the oldest
             some = ragged.shapes_are_fixed() or segments.total
-            age = batch.age[end.clamp(0, segments.total - 1)] if some else batch.age.new_zeros(segments.size)
+            place = segments.lies(end.clamp(0, segments.total - 1)) if some else None
+            age = batch.age.new_zeros(segments.size) if place is None else batch.age[place]
             columns.append(torch.where(segments.lengths > 0, age, -1.0).unsqueeze(1))
         return columns

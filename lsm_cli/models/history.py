@@ -11,8 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lsm_cli.data.batches import Batch
 from lsm_cli.kernels import fused, ragged
-from lsm_cli.kernels.ragged import Part, Segments
+from lsm_cli.kernels.ragged import Part, Segments, Shared
 from lsm_cli.models.heads import Head
 from lsm_cli.search.soft import Request
 
@@ -29,7 +30,7 @@ class History:
         added: temporal encodings; each spans the whole width and is added.
         heads: what attention looks at; none where it is nobody's keys.
         keys: the representation that attention goes by, where it has one of its own (DARE); None = this one.
-        age: [N], seconds from behaviour to request, for readers with a clock of their own; None = not told.
+        age: [M], seconds from behaviour to request, for readers with a clock of their own; None = not told.
         watched: where every attention leaves its weights, a list of [N] for the heads; None = nowhere.
     """
 
@@ -125,6 +126,10 @@ class History:
 
     def positions(self) -> Tensor:
         """ẽ written out, [N, width]: for models that need every position by itself."""
+        return self.segments.each(self.lying())
+
+    def lying(self) -> Tensor:
+        """The same of the behaviours that lie there, each once however many samples read it: [M, width]."""
         written = torch.cat([ragged.take(part.table, part.at) for part in self.fields], 1)
         for part in self.added:
             written = written + ragged.take(part.table, part.at)
@@ -136,6 +141,12 @@ class History:
 
     def _by_time(self, query: Tensor) -> list[Tensor]:
         return [ragged.dot(part.table, query, part.at) for part in self.added]
+
+
+def segments_of(batch: Batch) -> Segments:
+    """Which behaviours each sample of a batch reads."""
+    histories = Segments(batch.offsets, batch.behaviours)
+    return histories if batch.sharing is None else Shared(histories, batch.sharing.of, batch.sharing.reads)
 
 
 def combined_queries(heads: list[Head], query: Tensor) -> tuple[Tensor, Tensor]:

@@ -39,7 +39,7 @@ class HSTU(nn.Module):
 
     def forward(self, history: History, candidate: Tensor, query: Tensor) -> Tensor:
         layout = Layout(history.segments, extra=1, cells=CELLS // self.heads, last=True)
-        age, bias = cast(Tensor, history.age), history.heads[0].bias
+        age, bias = history.segments.each(cast(Tensor, history.age)), history.heads[0].bias
         moments = torch.stack([age, torch.zeros_like(age) if bias is None else bias], 1)
         found = []
         padded = zip(layout.groups, layout.pad(history.positions()), layout.pad(moments), strict=True)

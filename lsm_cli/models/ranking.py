@@ -17,7 +17,7 @@ from lsm_cli.models.bst import BST
 from lsm_cli.models.evidence import ActionBias, Evidence, match_mask, wanted
 from lsm_cli.models.graph import ItemVectors, with_graph
 from lsm_cli.models.heads import Heads
-from lsm_cli.models.history import NARROW, History, Match, SharedHistory
+from lsm_cli.models.history import NARROW, History, Match, SharedHistory, segments_of
 from lsm_cli.models.hstu import HSTU
 from lsm_cli.models.interest import DIN, TIN, MeanPool, StackedTIN
 from lsm_cli.models.numeric import Numeric
@@ -111,7 +111,7 @@ class RankingModel(Scorer):
 
     def forward(self, batch: Batch, rows: list[Rows]) -> Tensor:
         """Logits [B, targets]."""
-        segments = Segments(batch.offsets, batch.behaviours)
+        segments = segments_of(batch)
         masks = self._masks(batch, segments)
         features = [self.numeric(self._numbers(batch, segments, masks))]
         if self.calendar is not None:
@@ -126,7 +126,7 @@ class RankingModel(Scorer):
     @torch.no_grad()
     def weights(self, batch: Batch) -> list[list[list[Tensor]]]:
         """How attention weighs the behaviours: for every reading (one, or one per target), layer and head, [N]."""
-        segments = Segments(batch.offsets, batch.behaviours)
+        segments = segments_of(batch)
         rows = [space.fetch(batch, frozen=True) for space in self.spaces]
         found = []
         for history, candidate, query in self._inputs(batch, segments, self._masks(batch, segments), rows):
@@ -137,7 +137,7 @@ class RankingModel(Scorer):
 
     def numbers(self, batch: Batch) -> Tensor:
         """The raw numeric features of a batch [B, n], to fit their scale before training."""
-        segments = Segments(batch.offsets, batch.behaviours)
+        segments = segments_of(batch)
         return self._numbers(batch, segments, self._masks(batch, segments))
 
     @torch.no_grad()
@@ -192,7 +192,7 @@ class RankingModel(Scorer):
         return masks if self.matching else {}
 
     def _by_action(self, batch: Batch) -> Tensor | None:
-        """What the behaviours' actions add to the attention's logits: [N]."""
+        """What the behaviours' actions add to the attention's logits: [M]."""
         return None if self.actions is None else self.actions(batch.history["action"])
 
     def _numbers(self, batch: Batch, segments: Segments, masks: dict[str, Tensor]) -> Tensor:
@@ -211,6 +211,7 @@ class RankingModel(Scorer):
         Once for all targets, or target by target where each has temporal encodings of its own.
         """
         matching, extra = self._matching(masks), self._by_action(batch)
+        extra = None if extra is None else segments.each(extra)
         prepared = []
         for space, found in zip(self.spaces, rows, strict=True):
             parts, places = space.parts(segments, found), space.places(batch, segments)

@@ -30,9 +30,9 @@ class STCA(nn.Module):
         self.fuse = nn.ModuleList(SwiGLU(width * (1 + before), width) for before in range(layers + 1))
 
     def forward(self, history: History, candidate: Tensor, query: Tensor) -> Tensor:
-        segments, behaviours, bias = history.segments, history.positions(), history.heads[0].bias
-        each = torch.arange(segments.total, device=behaviours.device)
-        at = Occurrences(each, segments.total, segments, "own" if ragged.shapes_are_fixed() else "auto")
+        segments, behaviours, bias = history.segments, history.lying(), history.heads[0].bias
+        each = torch.arange(len(behaviours), device=behaviours.device)
+        at = Occurrences(each, len(behaviours), segments, "own" if ragged.shapes_are_fixed() else "auto")
         found = [candidate]
         for refine, attend, fuse in zip(self.refine, self.attend, self.fuse[:-1], strict=True):
             found.append(attend(fuse(torch.cat(found, 1)), refine(behaviours), at, bias))
@@ -40,7 +40,7 @@ class STCA(nn.Module):
 
 
 class CrossAttention(nn.Module):
-    """One query per sample over its own behaviours: [B, width], [N, width] -> [B, width]; zero for an empty history."""
+    """One query per sample over its behaviours: [B, width], [M, width] -> [B, width]; zero for an empty history."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()

@@ -15,7 +15,8 @@ from lsm_cli.data.batches import Batch
 from lsm_cli.data.store import Field
 from lsm_cli.errors import InputError
 from lsm_cli.kernels.padded import Layout
-from lsm_cli.kernels.ragged import Segments
+from lsm_cli.kernels.ragged import Segments, Shared
+from lsm_cli.models.history import segments_of
 from lsm_cli.models.numeric import Numeric
 from lsm_cli.models.ranking import CALENDAR_DIM, HOURS, WEEKDAYS
 from lsm_cli.models.sasrec import Encoder
@@ -113,11 +114,13 @@ class TwoTower(Scorer):
 
     def users(self, batch: Batch, rows: list[Rows]) -> Tensor:
         """z^τ and b^τ behind it, of every sample: [B, targets, width of v + 1]."""
-        space, segments = self.space, Segments(batch.offsets, batch.behaviours)
+        space = self.space
+        asks, segments = self._asks(batch)
         parts, places = space.parts(segments, rows[0]), space.places(batch, segments)
         layout = Layout(segments)
-        tokens = self.token.expand(batch.size, -1, -1)
+        tokens = self.token.expand(segments.size, -1, -1)
         known = [space.own(rows[0], name) for name in self.request] + self._hours(batch)
+        known = known if asks is None else [values.index_select(0, asks[0]) for values in known]
         if self.context is not None:
             tokens = tokens + self.context(torch.cat(known, 1)).unsqueeze(1)
         found = []
@@ -129,7 +132,25 @@ class TwoTower(Scorer):
                 for group, padded in zip(layout.groups, behaviours, strict=True)
             ]
             found.append(layout.join(states))
-        return torch.einsum("btw,twv->btv", torch.cat(found, 1), self.readout).float()
+        users = torch.einsum("btw,twv->btv", torch.cat(found, 1), self.readout).float()
+        return users if asks is None else users.index_select(0, asks[1])
+
+    def _asks(self, batch: Batch) -> tuple[tuple[Tensor, Tensor] | None, Segments]:
+        """Where samples share histories: those that stand for all whose user and request are the same, as int64 [U],
+        and which of them does for each sample, [B]; and what the former read. No candidate is in a user's vector."""
+        segments = segments_of(batch)
+        if not isinstance(segments, Shared):
+            return None, segments
+        new = torch.ones(batch.size, dtype=torch.bool, device=segments.of.device)
+        new[1:] = segments.of.diff() != 0
+        for name in self.request:
+            new[1:] |= batch.target[name].diff() != 0
+        first = new.nonzero().squeeze(1)
+        of = segments.of.index_select(0, first)
+        if len(of) == segments.histories.size:
+            return (first, new.cumsum(0) - 1), segments.histories
+        reads = int(segments.histories.lengths.index_select(0, of).sum())
+        return (first, new.cumsum(0) - 1), Shared(segments.histories, of, reads)
 
     def items(self, rows: list[Rows]) -> Tensor:
         """v of every candidate: [B, width of v]."""

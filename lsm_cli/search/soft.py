@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lsm_cli.data.batches import Pointers, Queries, Spans
+from lsm_cli.data.batches import Pointers, Queries, Spans, changes
 from lsm_cli.data.orders import ragged_arange
 from lsm_cli.errors import InputError
 from lsm_cli.kernels.ragged import Segments
@@ -170,7 +170,7 @@ class Shared:
     @property
     def leaders(self) -> tuple[np.ndarray, np.ndarray]:
         """A sample of each request, int64 [G], and the first request of each owner, int64 [U]."""
-        return self.order[self.candidates[:-1]], np.flatnonzero(_changes(self.owner))
+        return self.order[self.candidates[:-1]], np.flatnonzero(changes(self.owner))
 
     def seen(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """What the requests see, one after the other: int64 [G + 1] offsets, int64 [R] event pointers, int32 [R] ranks.
@@ -214,9 +214,9 @@ def share(queries: Queries) -> Shared:
     """Group the samples of a batch by request, and the requests by user."""
     order = np.lexsort((queries.time, queries.end, queries.user))
     user, end, time = queries.user[order], queries.end[order], queries.time[order]
-    begins = np.flatnonzero(_changes(user) | _changes(end) | _changes(time))
+    begins = np.flatnonzero(changes(user, end, time))
     user, end, first = user[begins], end[begins], queries.first[order][begins]
-    new = _changes(user)
+    new = changes(user)
     low, high = _spans(new, first, end)
     if (high - low).sum() > (end - first).sum():  # requests far apart: what lies between is seen by none of them
         new = np.ones(len(begins), bool)
@@ -225,11 +225,6 @@ def share(queries: Queries) -> Shared:
     offsets = _summed(high - low)
     start = offsets[owner] + first - low[owner]
     return Shared(order, np.append(begins, len(order)), owner, Spans(offsets, low), start, start + end - first)
-
-
-def _changes(values: np.ndarray) -> np.ndarray:
-    """bool [n]: differs from the one before; the first does."""
-    return np.concatenate([np.ones(min(len(values), 1), bool), values[1:] != values[:-1]])
 
 
 def _spans(new: np.ndarray, first: np.ndarray, end: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

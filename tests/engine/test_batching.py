@@ -69,10 +69,14 @@ def test_an_error_ahead_is_raised_where_it_is_asked_for() -> None:
             next(made)
 
 
-@pytest.mark.parametrize("engine", ["prefetch", "token_budget"])
+@pytest.mark.parametrize("engine", ["prefetch", "token_budget", "shuffle"])
 def test_a_stopped_run_goes_on_as_if_it_had_not_been(small_store: Path, tmp_path: Path, engine: str) -> None:
-    options = {"prefetch": ["engine.prefetch=2"], "token_budget": ["engine.token_budget=120"]}[engine]
-    plain = options if engine == "token_budget" else []
+    options = {
+        "prefetch": ["engine.prefetch=2"],
+        "token_budget": ["engine.token_budget=120"],
+        "shuffle": ["train.shuffle=requests"],
+    }[engine]
+    plain = [] if engine == "prefetch" else options
     whole = _trained(small_store, tmp_path / "whole", plain)
     out, steps = tmp_path / "stopped", iter(range(1000))
     with pytest.raises(InterruptedRunError):

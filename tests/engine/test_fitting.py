@@ -176,10 +176,10 @@ def test_scoring_goes_on_in_pieces(small_store: Path, recipe: str) -> None:
             raise torch.OutOfMemoryError("out of memory")
         return forward(batch, rows)
 
-    def few(samples: np.ndarray, scorer: Any, ahead: int) -> Batch:
+    def few(samples: np.ndarray, *others: Any) -> Batch:
         if len(samples) > 150:
             raise MemoryError
-        return gather(samples, scorer, ahead)
+        return gather(samples, *others)
 
     model.forward, feed._batch = small, few  # type: ignore[method-assign]
     found = evaluate.score(model, feed, setup.compute, index, Silent(told.append))

@@ -71,6 +71,13 @@ def _soft(setup: Setup) -> bool:
     return setup.recipe.search.method in BY_ATTENTION and not setup.recipe.search.source
 
 
+def _side_by_side(setup: Setup, phase: Phase) -> bool:
+    """Whether the candidates of a request stand side by side and read the same."""
+    options = setup.recipe
+    reads = options.search.method == "none" and not options.search.source and _reads(setup, phase)
+    return reads and not setup.replays and (phase == "infer" or options.train.shuffle == "requests")
+
+
 TECHNIQUES = (
     Technique(
         "kernels", "fused gathers and sums over ragged histories", "engine.kernels", lambda s, n: "auto", "eager",
@@ -93,8 +100,8 @@ TECHNIQUES = (
         lambda s, p: True,
     ),
     Technique(
-        "share_histories", "a history scored once for all its candidates", "engine.share_histories",
-        lambda s, n: True, False, lambda s, p: _soft(s),
+        "share_histories", "a history read once for all candidates of a request", "engine.share_histories",
+        lambda s, n: True, False, lambda s, p: _soft(s) or _side_by_side(s, p),
     ),
     Technique(
         "search_index", "hard search by the store's index", "engine.search_index", lambda s, n: True, False,
