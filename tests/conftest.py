@@ -11,6 +11,9 @@ from tests.small import write_store
 
 os.environ.pop("COLUMNS", None)  # set in the workers of a parallel run; tables would be folded to it
 
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")  # read when triton is first imported, by whomever
+
 torch.set_num_threads(1)  # small tensors: threads only add noise
 
 

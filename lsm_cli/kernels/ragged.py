@@ -26,7 +26,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -182,14 +182,17 @@ class Occurrences:
         self.ids, self.rows, self.segments = ids, rows, segments
         self.method = _choose(rows, segments, ids) if method == "auto" else method
 
-    @cached_property
+    @property
     def apart(self) -> Occurrences:
         """The same where every sample has a history of its own."""
-        if not isinstance(self.segments, Shared):
-            return self
+        return self._apart if isinstance(self.segments, Shared) else self
+
+    @cached_property
+    def _apart(self) -> Occurrences:
+        shared = cast(Shared, self.segments)
         if self.method == "own":  # row i of the table is behaviour i's, of those that lie there
-            return Occurrences(self.segments.place, self.rows, self.segments.apart, "reference")
-        return Occurrences(self.segments.each(self.ids), self.rows, self.segments.apart, self.method)
+            return Occurrences(shared.place, self.rows, shared.apart, "reference")
+        return Occurrences(shared.each(self.ids), self.rows, shared.apart, self.method)
 
     @cached_property
     def cell(self) -> Tensor:

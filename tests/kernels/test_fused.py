@@ -16,8 +16,6 @@ from torch import Tensor
 from lsm_cli.kernels import fused, ragged
 from lsm_cli.kernels.ragged import Occurrences, Part, Reads, Segments
 
-if not torch.cuda.is_available():
-    os.environ.setdefault("TRITON_INTERPRET", "1")  # read when the kernels are first imported
 pytest.importorskip("triton", reason="the fused kernels need the package triton (extra `triton`)")
 
 BLOCK, CHUNK = 8, 16

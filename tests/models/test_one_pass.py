@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import numpy as np
@@ -17,8 +16,6 @@ from lsm_cli.engine.setup import Setup
 from lsm_cli.errors import InputError
 from lsm_cli.kernels import fused, ragged
 
-if not torch.cuda.is_available():
-    os.environ["TRITON_INTERPRET"] = "1"  # read when the kernels are first imported
 needs_triton = pytest.mark.skipif(
     not fused.available("cpu"), reason="the fused kernels need the package triton (extra `triton`)"
 )

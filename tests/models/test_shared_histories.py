@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import numpy as np
@@ -22,8 +21,6 @@ from lsm_cli.models.history import segments_of
 from lsm_cli.models.scorer import Scorer
 from lsm_cli.models.two_tower import TwoTower
 
-if not torch.cuda.is_available():
-    os.environ["TRITON_INTERPRET"] = "1"  # read when the kernels are first imported
 needs_triton = pytest.mark.skipif(
     not fused.available("cpu"), reason="the fused kernels need the package triton (extra `triton`)"
 )
