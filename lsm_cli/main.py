@@ -199,7 +199,7 @@ def evaluate(
     replicates: Annotated[int, typer.Option(help="Bootstrap replicates.", min=200, max=1_000_000)] = 1000,
     seed: Annotated[int, typer.Option(help="Seed of bootstrap and shuffling.", min=0)] = 0,
     out: Annotated[
-        Path | None, typer.Option("--out", "-o", help="Folder of compare.html.", show_default="the run's")
+        Path | None, typer.Option("--out", "-o", help="Folder of the page.", show_default="the run's")
     ] = None,
     shown: Annotated[int, typer.Option(help="GMV: candidates of a request that are shown (replay).", min=1)] = 1,
     clip: Annotated[float, typer.Option(help="GMV: largest inverse propensity.", min=1)] = 100.0,

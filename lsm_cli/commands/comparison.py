@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lsm_cli.commands.comparison_page import write_page
+from lsm_cli.commands.comparison_page import make_room, write_page
 from lsm_cli.data.store import Store
 from lsm_cli.data.views import View, ads_only, without
 from lsm_cli.engine import slices as slicing
@@ -72,6 +72,8 @@ def compare_runs(console: Console, run_path: Path, data: Path | None, split: str
             "there is no target to compare"
         )
     paid = _paid(store, split, shared, asked) if other else None
+    folder = asked.out or run_path
+    make_room(folder)
     console.say(f"run        {run_path}: {ours.name}")
     if other:
         console.say(f"baseline   {other.path}: {other.name}")
@@ -125,7 +127,7 @@ def compare_runs(console: Console, run_path: Path, data: Path | None, split: str
             money = worth(store, split, paid, logits, asked.shown, asked.clip, asked.replicates, asked.seed)
             show_money(console, ours.name, rival.contender.name, money)
             result["gmv"] = _json(money)
-    result["page"] = str(write_page(result, asked.out or run_path))
+    result["page"] = str(write_page(result, folder))
     console.text(
         f"{count(mine.rate)} scored samples/s, {count(result['cost']['parameters'])} parameters, peak memory "
         f"{size(result['cost']['peak_memory_bytes'])}; page in {result['page']}"

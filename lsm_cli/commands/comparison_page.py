@@ -1,4 +1,4 @@
-"""compare.html: what was compared, on what, how sure, where, and at what cost; one file, for people who decide."""
+"""compare.html and ablation.html: what was compared, on what, how sure, where, and at what cost; one file, for people who decide."""
 
 from __future__ import annotations
 
@@ -13,20 +13,31 @@ from lsm_cli.judging.gmv import sentences
 from lsm_cli.report import html
 from lsm_cli.report.console import count, size
 
-PAGE = "compare.html"
+COMPARED, ABLATED = "compare.html", "ablation.html"  # with another run, or with itself without some behaviours
+
+
+def make_room(folder: Path) -> None:
+    """Before the work whose page goes there: the folder is there and can be written to.
+
+    Raises:
+        InputError: it cannot.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{folder}: cannot be created ({error.strerror}); choose another --out") from None
+    if not os.access(folder, os.W_OK):
+        raise InputError(f"{folder}: cannot be written to; choose another --out")
 
 
 def write_page(result: dict[str, Any], folder: Path) -> Path:
     """Write the page of a comparison, from what `lsm eval --json` prints.
 
     Raises:
-        InputError: the folder cannot be made. LsmError: the file cannot be written.
+        LsmError: the file cannot be written.
     """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"{folder}: cannot be created ({error.strerror}); choose another --out") from None
-    file, temporary = folder / PAGE, folder / f".{PAGE}.tmp"
+    name = COMPARED if "baseline" in result["against"] else ABLATED
+    file, temporary = folder / name, folder / f".{name}.tmp"
     try:
         temporary.write_text(_page(result).render())
         os.replace(temporary, file)

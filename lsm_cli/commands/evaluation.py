@@ -71,10 +71,11 @@ def eval_run(
         result |= towers.retrieval(console, setup, model, split, found["targets"])
         if vectors is not None:
             result["vectors"] = towers.write_vectors(console, setup, model, split, vectors, run_path)
-    show(console, f"{recipe.name} on the {split} samples of {store.name}", found["targets"], result.get("shuffled"))
     for target, entry in found["targets"].items():
         show_slices(console, target, entry["slices"])
         show_calibration(console, target, {recipe.name: entry})
+    # last, where the reader looks first
+    show(console, f"{recipe.name} on the {split} samples of {store.name}", found["targets"], result.get("shuffled"))
     if isinstance(model, TwoTower):
         towers.show(console, split, result)
     for line in tiers.sentences(result.get("tiers", {})):

@@ -97,6 +97,23 @@ def test_what_the_terminal_says(folder: Path, tmp_path: Path) -> None:
     assert "Traceback" not in result.output and (tmp_path / "compare.html").is_file()
 
 
+def test_an_ablation_has_a_page_of_its_own(folder: Path, tmp_path: Path) -> None:
+    options = ["--replicates", "200", "--out", tmp_path / "pages"]
+    compared_to = _json("eval", folder / "tin", "--baseline", folder / "dnn", *options)["page"]
+    hidden = _json("eval", folder / "tin", "--ads-only", *options)["page"]
+    assert {path.name for path in (tmp_path / "pages").iterdir()} == {Path(compared_to).name, Path(hidden).name}
+    assert "dnn" in Path(compared_to).read_text() and "dnn" not in Path(hidden).read_text()
+
+
+def test_where_the_page_cannot_go_nothing_is_scored(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setattr("lsm_cli.commands.comparison._score", lambda *_: pytest.fail("scored"))
+    result = _lsm("eval", folder / "tin", "--ads-only", "--out", tmp_path / "file" / "page")
+    assert result.exit_code == 2 and "choose another --out" in result.output
+
+
 def test_the_page_needs_nothing_from_elsewhere(compared: dict, folder: Path) -> None:
     text = (folder / "page" / "compare.html").read_text()
     assert "<script" not in text and not re.search(r"""(src|href)\s*=|url\(|https?://""", text)
