@@ -1,4 +1,4 @@
-"""compare.html and ablation.html: what was compared, on what, how sure, where, and at what cost; one file, for people who decide."""
+"""compare.html and ablation.html: what was compared, on what, how sure, where, at what cost; one file, to decide by."""
 
 from __future__ import annotations
 
