@@ -296,13 +296,18 @@ class Assembler:
             target |= {name: level.take(node) for name, level in self.sample_levels.items()}
         return Queries(*self.bounds(index), self.time[index], target)
 
+    def requests(self, index: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The first of the samples of each request that stand side by side, int64 [G], and the request of each, [B]."""
+        new = changes(self.user[index], self.end[index], self.time[index])
+        return np.flatnonzero(new), np.cumsum(new) - 1
+
     def reading(self, index: np.ndarray, read: Pointers | Spans | None, share: bool) -> Reading:
         """What the samples `index` read, see `batch`."""
-        user, first, end = self.bounds(index)
+        _, first, end = self.bounds(index)
         of = None
         if read is None:
             if share:
-                begins, of = _requests(user, end, self.time[index])
+                begins, of = self.requests(index)
                 if 2 * (end - first)[begins].sum() > (end - first).sum():
                     of = None  # few share
                 else:
@@ -364,12 +369,6 @@ class Assembler:
             user=torch.from_numpy(self.user[index].astype(np.int64)),
             sharing=None if reading.of is None else reading.sharing(torch.from_numpy(reading.of)),
         )
-
-
-def _requests(user: np.ndarray, end: np.ndarray, time: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The first of the samples of each request that stand side by side, int64 [G], and the request of each, [B]."""
-    new = changes(user, end, time)
-    return np.flatnonzero(new), np.cumsum(new) - 1
 
 
 def changes(*columns: np.ndarray) -> np.ndarray:

@@ -83,6 +83,10 @@ class Feed:
         of = self.assembler
         return Requests(*(np.asarray(column) for column in (of.user, of.end, of.time)))
 
+    def side_by_side(self, index: np.ndarray) -> np.ndarray:
+        """Where the candidates of another request begin among these samples, int64 [requests]."""
+        return self.assembler.requests(index)[0]
+
     def lengths(self, index: np.ndarray) -> np.ndarray:
         """Behaviours that a batch of these samples gathers at most, int64 [len(index)]."""
         if self.file is not None:

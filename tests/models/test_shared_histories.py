@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import numpy as np
 import pytest
@@ -14,6 +16,8 @@ from lsm_cli.data.batches import Batch, Requests
 from lsm_cli.data.resident import Resident
 from lsm_cli.data.store import Store
 from lsm_cli.engine.feed import Feed
+from lsm_cli.engine.profiling.estimate import _draw
+from lsm_cli.engine.profiling.work import Work
 from lsm_cli.engine.setup import Setup
 from lsm_cli.kernels import fused, ragged
 from lsm_cli.kernels.ragged import Shared
@@ -179,3 +183,14 @@ def test_whole_requests_are_shuffled(small_store: Path) -> None:
     for order in (first, other):
         assert sorted(order) == list(range(len(feed)))
         assert (np.diff(request[order]) != 0).sum() + 1 == len(name)  # each request in one piece
+
+
+def test_a_rehearsal_takes_whole_requests(small_store: Path) -> None:
+    """Memory is predicted from parts of a step that share histories as the whole does."""
+    feed, _ = _feed(small_store, "tin")
+    index = np.arange(sum(SIZES))
+    drawn = _draw(cast(Work, SimpleNamespace(feed=feed)), index, 8)
+    assert 0 < len(drawn) < len(index)
+    request = np.repeat(np.arange(len(SIZES)), SIZES)
+    for one in set(request[drawn].tolist()):
+        assert (request[drawn] == one).sum() == SIZES[one]

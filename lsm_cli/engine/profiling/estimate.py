@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from lsm_cli.data.orders import ragged_arange
 from lsm_cli.embedding.tiers import Tier
 from lsm_cli.engine import tiers
 from lsm_cli.engine.profiling import memory, roofline
@@ -41,12 +42,12 @@ def estimate(setup: Setup, phase: Phase) -> dict[str, Any]:
     for _ in work.steps(draws):  # what libraries keep from their first calls on is no part of the slope
         pass
     rehearsals = [_rehearse(work, draw, before) for draw in draws]
-    touched = _distinct(setup, work, group)
+    touched, size = _distinct(setup, work, group), _size(work, group)
     training = phase == "train"
     peak = rehearsals[0].resting + max(
-        _extended([(one.samples, one.parts[name]) for one in rehearsals], len(group)) for name in rehearsals[0].parts
+        _extended([(one.size, one.parts[name]) for one in rehearsals], size) for name in rehearsals[0].parts
     )  # each part of a step grows on a line of its own
-    moved = _extended([(one.samples, one.moved) for one in rehearsals], len(group))
+    moved = _extended([(one.size, one.moved) for one in rehearsals], size)
     tables, tier = 0, Tier.of(setup.recipe.engine)
     for space in work.model.spaces:
         dim, names = space.dim, space.bank.names
@@ -87,10 +88,11 @@ class Rehearsal:
     """A small step, without what its distinct rows take.
 
     Attributes:
+        size: see `_size`.
         resting: bytes held between steps; parts: peak bytes beyond them, by part of the step; moved: bytes.
     """
 
-    samples: int
+    size: int
     resting: int
     parts: dict[str, float]
     moved: float
@@ -107,21 +109,30 @@ def _rehearse(work: Work, group: np.ndarray, before: int) -> Rehearsal:
         moved -= rows * (24 if training else 8) * dim
     resting = watched["resting"]
     parts = {name: peak - resting - rows_take for name, peak in watched["parts"].items()}
-    return Rehearsal(len(group), resting, parts, moved)
+    return Rehearsal(_size(work, group), resting, parts, moved)
 
 
-def _extended(rehearsals: list[tuple[int, float]], samples: int) -> float:
+def _size(work: Work, group: np.ndarray) -> int:
+    """What a step grows with: its samples and what they read."""
+    return len(group) + work.behaviours(group)
+
+
+def _extended(rehearsals: list[tuple[int, float]], size: int) -> float:
     """The line through two rehearsals, at the size of the real step."""
     (small, low), (large, high) = rehearsals
-    return high + (high - low) / max(large - small, 1) * (samples - large)
+    return high + (high - low) / max(large - small, 1) * (size - large)
 
 
 def _draw(work: Work, group: np.ndarray, share: int) -> np.ndarray:
-    """One in so many samples of a step, evenly over the lengths of their histories."""
-    ordered = group[np.argsort(work.feed.lengths(group), kind="stable")]
+    """One in so many samples of a step, evenly over the lengths of their histories; candidates of a request that stand
+    side by side, and may share its history, stay together: then evenly over their number, too."""
+    begins = work.feed.side_by_side(group)
+    sizes = np.diff(begins, append=len(group))
+    ordered = np.lexsort((work.feed.lengths(group[begins]), sizes))
     count = min(len(group), max(len(group) // share, LEAST * SHARES[0] // share))
-    places = (np.arange(count) + 0.5) * len(group) / max(count, 1)
-    return ordered[places.astype(np.int64)]
+    runs = max(round(count * len(begins) / max(len(group), 1)), min(count, 1))
+    chosen = ordered[((np.arange(runs) + 0.5) * len(begins) / max(runs, 1)).astype(np.int64)]
+    return group[ragged_arange(begins[chosen], sizes[chosen])[1]]
 
 
 def _distinct(setup: Setup, work: Work, group: np.ndarray) -> dict[str, int]:
