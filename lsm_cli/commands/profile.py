@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import gc
 import json
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, cast
 
 from lsm_cli.commands import profile_report
-from lsm_cli.data.aside import remove
+from lsm_cli.data.aside import replacing
 from lsm_cli.data.store import Store
 from lsm_cli.engine.environment import environment
 from lsm_cli.engine.profiling import memory, sweep
@@ -20,7 +20,7 @@ from lsm_cli.engine.profiling.estimate import estimate
 from lsm_cli.engine.profiling.measure import WARMUP, measure
 from lsm_cli.engine.profiling.work import Phase, Work
 from lsm_cli.engine.setup import Setup
-from lsm_cli.errors import InputError, LsmError
+from lsm_cli.errors import InputError
 from lsm_cli.recipe import Recipe
 from lsm_cli.report.console import Console
 
@@ -57,7 +57,7 @@ def profile(
     if len(combinations) > 1:
         console.say(f"sweep      {len(combinations)} combinations; the decisions above are those of the first")
     kind = cast(Phase, phase)
-    with _aside(out) as folder:
+    with replacing(out, "profile", lambda: _check(out)) if out else nullcontext() as folder:
         if estimate_only:
             result = _estimated(console, combinations, store, kind)
         else:
@@ -133,26 +133,3 @@ def _check(out: Path) -> None:
     """Raise InputError unless `out` is new, empty or an earlier profile."""
     if out.is_file() or (out.is_dir() and any(out.iterdir()) and not (out / RESULT).is_file()):
         raise InputError(f"{out}: holds something else than a profile; choose another --out")
-
-
-@contextmanager
-def _aside(out: Path | None) -> Iterator[Path | None]:
-    """A folder beside `out` that takes its place when all is written, so that a profile is whole or absent."""
-    if out is None:
-        yield None
-        return
-    folder = out.with_name(f".{out.name}.tmp")
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        remove(folder)
-        folder.mkdir()
-    except OSError as error:
-        raise InputError(f"{out}: cannot be created ({error.strerror}); choose another --out") from None
-    try:
-        yield folder
-        remove(out)
-        folder.rename(out)
-    except OSError as error:
-        raise LsmError(f"{out}: could not be written ({error.strerror}); free space and run it again") from None
-    finally:
-        remove(folder)

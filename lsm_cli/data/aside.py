@@ -2,12 +2,75 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-from lsm_cli.errors import LsmError
+from lsm_cli.errors import InputError, LsmError
+
+
+@contextmanager
+def replacing(out: Path, work: str, check: Callable[[], None], option: str = "--out") -> Iterator[Path]:
+    """A folder beside `out` to write to, which takes that name when the block ends well: it is whole or absent.
+
+    What was at `out` goes then, not before. A process that dies leaves the folder behind, which the next one sweeps
+    away, or what was at `out` under another name, which the next one puts back.
+
+    Args:
+        work: what writes, in a word.
+        check: raises where something is at `out` that is not to be replaced.
+        option: by which the user chose `out`.
+
+    Raises:
+        InputError: it cannot be created, or the disk is full.
+        LsmError: another process is writing there, or it could not be written.
+    """
+    out = out.absolute()
+    folder, old = out.parent / f".{out.name}.{work}", out.parent / f".{out.name}.replaced"
+    another = f"choose another {option}"
+    check()
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        handle = hold(folder, f"{out}: another {work} is writing there; wait for it or {another}")
+    except OSError as error:
+        raise InputError(f"{out}: cannot be created ({error.strerror}); {another}") from None
+    try:
+        if old.exists() and not out.exists():
+            old.rename(out)  # a process died between the two renames below
+            check()
+        for stale in (*folder.iterdir(), old):
+            remove(stale)
+        yield folder
+        for part in (folder, *(path for path in folder.rglob("*") if path.is_dir())):
+            _sync(part)
+        if out.exists():
+            out.rename(old)
+        folder.rename(out)
+        _sync(out.parent)
+        remove(old)
+    except OSError as error:
+        if error.filename is not None and not Path(error.filename).is_relative_to(folder):
+            raise  # it was not what is written here
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            free = shutil.disk_usage(out.parent).free / 1e9
+            raise InputError(f"{out}: the disk is full ({free:.1f} GB free there); make room or {another}") from None
+        raise LsmError(f"{out}: could not be written ({error.strerror or error}); make room or {another}") from None
+    finally:
+        if ours(folder, handle):
+            remove(folder)
+        os.close(handle)
+
+
+def _sync(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def hold(folder: Path, busy: str) -> int:

@@ -18,10 +18,10 @@ from typing import Any
 
 import numpy as np
 
-from lsm_cli.data.aside import hold, ours, remove
+from lsm_cli.data.aside import replacing
 from lsm_cli.engine.feed import Feed
 from lsm_cli.engine.setup import Setup
-from lsm_cli.errors import InputError, LsmError
+from lsm_cli.errors import InputError
 from lsm_cli.judging.retrieval import Catalogue, item_vectors, user_vectors
 from lsm_cli.models.two_tower import TwoTower
 from lsm_cli.report.console import Progress, Silent
@@ -49,7 +49,6 @@ def export(
         LsmError: another export is writing there, or the disk is full.
     """
     model.eval()
-    out = out.absolute()
     check_free(out)
     samples, store, feed = setup.store.samples(split), setup.store, Feed(setup, split)
     order = np.lexsort((samples.column("time"), samples.column("user")))
@@ -70,15 +69,7 @@ def export(
         "user": "row of vocab/user.parquet in the store; the vector holds as of user_time (seconds since 1970)",
         "item": "id in vocab/item.parquet in the store; items of the training vocabulary that were a candidate there",
     }
-    folder = out.parent / f".{out.name}.writing"
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        lock = hold(folder, f"{out}: another export is writing there; wait for it or choose another --user-vectors")
-    except OSError as error:
-        raise InputError(f"{out}: cannot be created ({error.strerror}); choose another --user-vectors") from None
-    try:
-        for stale in folder.iterdir():
-            remove(stale)
+    with replacing(out, "export", lambda: check_free(out), "--user-vectors") as folder:
         columns = {
             "users": np.asarray(samples.column("user"))[index].astype(np.int64),
             "user_time": time.astype(np.int64),
@@ -96,15 +87,4 @@ def export(
             file.flush()
             os.fsync(file.fileno())
         (folder / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n")
-        if out.exists():
-            out.rmdir()
-        folder.rename(out)
-    except OSError as error:
-        raise LsmError(
-            f"{out}: could not be written ({error.strerror or error}); make room or choose another --user-vectors"
-        ) from None
-    finally:
-        if ours(folder, lock):
-            remove(folder)
-        os.close(lock)
     return {"path": str(out), **manifest}

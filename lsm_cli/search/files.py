@@ -21,11 +21,11 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from lsm_cli.data.aside import hold, ours, remove
+from lsm_cli.data.aside import replacing
 from lsm_cli.data.batches import Pointers
 from lsm_cli.data.orders import ragged_arange
 from lsm_cli.data.store import Store
-from lsm_cli.errors import InputError, LsmError
+from lsm_cli.errors import InputError
 from lsm_cli.recipe import SearchOptions
 
 FORMAT = 1
@@ -202,33 +202,9 @@ def writing(out: str | Path, store: Store, overwrite: bool = False) -> Iterator[
         InputError: something is in the way at `out`, or it cannot be created.
         LsmError: another search is writing there, or the disk is full.
     """
-    out = Path(out).absolute()
-    folder, old = out.parent / f".{out.name}.searching", out.parent / f".{out.name}.replaced"
-    _check_free(out, overwrite)
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        lock = hold(folder, f"{out}: another search is writing there; wait for it or choose another --out")
-    except OSError as error:
-        raise InputError(f"{out}: cannot be created ({error.strerror}); choose another --out") from None
-    try:
-        if old.exists() and not out.exists():
-            old.rename(out)  # a search died between the two renames below
-            _check_free(out, overwrite)
-        for stale in (*folder.iterdir(), old):
-            remove(stale)
+    out = Path(out)
+    with replacing(out, "search", lambda: _check_free(out, overwrite)) as folder:
         yield FoundWriter(folder, store)
-        if out.exists():
-            out.rename(old)
-        folder.rename(out)
-        remove(old)
-    except OSError as error:
-        raise LsmError(
-            f"{out}: could not be written ({error.strerror or error}); make room or choose another --out"
-        ) from None
-    finally:
-        if ours(folder, lock):
-            remove(folder)
-        os.close(lock)
 
 
 def _check_free(out: Path, overwrite: bool) -> None:

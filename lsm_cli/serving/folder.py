@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 import lsm_cli
 from lsm_cli import recipe as recipes
-from lsm_cli.data.aside import remove, share
+from lsm_cli.data.aside import replacing, share
 from lsm_cli.data.batches import Batch
 from lsm_cli.data.store import Store
 from lsm_cli.engine.feed import Feed
@@ -67,9 +67,7 @@ def write(
         LsmError: the program does not score as the run does.
     """
     program.check(setup.recipe)
-    if out.exists() and not (out.is_dir() and (not any(out.iterdir()) or (overwrite and (out / ABOUT).is_file()))):
-        hint = "add --overwrite to replace it" if (out / ABOUT).is_file() else "choose another --out"
-        raise InputError(f"{out}: is not empty; {hint}")
+    _check_free(out, overwrite)
     model, copy = (_filled(setup, run) for _ in range(2))
     split = next((name for name in ("test", "valid", "train") if setup.store.splits.get(name)), None)
     if split is None:
@@ -79,14 +77,8 @@ def write(
     batch = feed.batch(np.unique(some), model)
     tables = program.tables(model, dtype)
     exported = program.export(copy, program.inputs_of(batch), tables)
-    folder = out.with_name(f".{out.name}.tmp")
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        remove(folder)
-        (folder / "vocabularies").mkdir(parents=True)
-    except OSError as error:
-        raise InputError(f"{out}: cannot be created ({error.strerror}); choose another --out") from None
-    try:
+    with replacing(out, "export", lambda: _check_free(out, overwrite)) as folder:
+        (folder / "vocabularies").mkdir()
         torch.export.save(exported, folder / "program.pt2")
         if compiled:
             say("compile    by AOTInductor, once for all sizes; a minute or so")
@@ -102,14 +94,14 @@ def write(
         difference = _compared(model, batch, folder, compiled)
         if dtype == "fp32" and not difference <= CLOSE:
             raise LsmError(f"the exported model scores differently, by {difference:.2g}; nothing was written")
-        remove(out)
-        folder.rename(out)
-    except OSError as error:
-        raise LsmError(f"{out}: could not be written ({error.strerror}); free space and run it again") from None
-    finally:
-        remove(folder)
     files = {str(file.relative_to(out)): file.stat().st_size for file in sorted(out.rglob("*")) if file.is_file()}
     return {"bytes": files, "difference": difference, "checked": batch.size}
+
+
+def _check_free(out: Path, overwrite: bool) -> None:
+    if out.exists() and not (out.is_dir() and (not any(out.iterdir()) or (overwrite and (out / ABOUT).is_file()))):
+        hint = "add --overwrite to replace it" if (out / ABOUT).is_file() else "choose another --out"
+        raise InputError(f"{out}: is not empty; {hint}")
 
 
 def _filled(setup: Setup, run: RunFolder) -> RankingModel:

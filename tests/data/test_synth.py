@@ -182,7 +182,7 @@ def test_a_failed_write_leaves_the_old_world(tmp_path: Path, monkeypatch: pytest
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(synth_files, "_impressions", full)
-    with pytest.raises(LsmError, match="No space left"):
+    with pytest.raises(LsmError, match="the disk is full"):
         synth(Console(quiet=True), out, users=30, seed=1, overwrite=True)
     assert contents(out) == before and [path.name for path in tmp_path.iterdir()] == ["world"]
     monkeypatch.undo()

@@ -70,7 +70,7 @@ def test_two_builds_of_one_store_do_not_mix(tmp_path: Path) -> None:
     with open_workspace(tmp_path / "store", False) as work:
         work.array("a.npy", workspace.np.arange(3))
         with (
-            pytest.raises(LsmError, match="another build is writing this store"),
+            pytest.raises(LsmError, match="another build is writing there"),
             open_workspace(tmp_path / "store", False),
         ):
             pass
@@ -91,7 +91,7 @@ def test_what_is_in_the_way_stays(tmp_path: Path) -> None:
         with pytest.raises(InputError, match="exists and is not a store"):
             build_rows(tmp_path, [event(0, 1, 3)], anchors(), out=name, overwrite=True)
     assert (tmp_path / "photos" / "me.jpg").exists() and (tmp_path / "note").read_text() == "x"
-    with pytest.raises(InputError, match="cannot be written"):
+    with pytest.raises(InputError, match="cannot be created"):
         build_rows(tmp_path, [event(0, 1, 3)], anchors(), out="note/store")
     assert not list(tmp_path.glob(".*"))
 

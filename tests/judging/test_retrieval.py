@@ -183,7 +183,7 @@ def test_nothing_half_written_and_nothing_overwritten(
 
     with monkeypatch.context() as patched:
         patched.setattr(vectors, "user_vectors", broken)
-        with pytest.raises(LsmError, match="No space left"):
+        with pytest.raises(LsmError, match="the disk is full"):
             vectors.export(setup, model, "test", out, Path("run"))
     assert list(tmp_path.iterdir()) == []
     vectors.export(setup, model, "test", out, Path("run"))

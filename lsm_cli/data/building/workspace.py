@@ -1,7 +1,6 @@
 """Writing a store so that a half-written one never looks whole.
 
-Everything goes into a sibling folder that only one build at a time may hold; when all files are on disk it takes the
-store's name in one step. A build that dies leaves that folder behind, and the next one sweeps it away.
+Everything goes into a sibling folder, see `aside.replacing`, which takes the store's name when all files are on disk.
 """
 
 from __future__ import annotations
@@ -9,7 +8,6 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,7 +16,7 @@ from typing import IO
 import numpy as np
 import polars as pl
 
-from lsm_cli.data.aside import hold, ours, remove
+from lsm_cli.data.aside import remove, replacing
 from lsm_cli.errors import InputError, LsmError
 
 
@@ -107,41 +105,14 @@ def open_workspace(out: Path, overwrite: bool) -> Iterator[Workspace]:
         InputError: something is in the way at `out`, it cannot be written to, or the disk is full.
         LsmError: another build is writing the same store.
     """
-    out = out.absolute()
-    folder, old = out.parent / f".{out.name}.building", out.parent / f".{out.name}.replaced"
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        handle = hold(folder, f"{out}: another build is writing this store; wait for it or choose another --out")
-    except OSError as error:
-        raise InputError(f"{out}: cannot be written ({error.strerror}); choose another --out") from None
-    try:
-        if old.exists() and not out.exists():
-            old.rename(out)  # a build died between the two renames below
-        _check_free(out, overwrite)
-        for stale in (*folder.iterdir(), *([old] if old.exists() else [])):
-            remove(stale)
-        workspace = Workspace(folder)
-        yield workspace
+    with replacing(out, "build", lambda: _check_free(out, overwrite)) as folder:
+        try:
+            yield Workspace(folder)
+        except pl.exceptions.PolarsError as error:
+            if "No space left" in str(error):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from None
+            raise
         remove(folder / ".scratch")
-        for part in {folder, *(path for path in folder.rglob("*") if path.is_dir())}:
-            _sync(part)
-        if out.exists():
-            out.rename(old)
-        folder.rename(out)
-        _sync(out.parent)
-        remove(old)
-    except (OSError, pl.exceptions.PolarsError) as error:
-        if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(error):
-            free = shutil.disk_usage(out.parent).free
-            raise InputError(
-                f"{out}: the disk is full ({free / 1e9:.1f} GB free where the store is written);"
-                " make room or choose another --out"
-            ) from None
-        raise
-    finally:
-        if ours(folder, handle):
-            remove(folder)
-        os.close(handle)
 
 
 def _check_free(out: Path, overwrite: bool) -> None:
@@ -153,11 +124,3 @@ def _check_free(out: Path, overwrite: bool) -> None:
         raise InputError(f"{out}: exists and is not a store; choose another --out")
     if not overwrite:
         raise InputError(f"{out}: a store is there already; add --overwrite to replace it or choose another --out")
-
-
-def _sync(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -15,10 +15,7 @@ from __future__ import annotations
 
 import gzip
 import json
-import shutil
-import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -27,11 +24,12 @@ from typing import Any
 import numpy as np
 import polars as pl
 
+from lsm_cli.data.aside import replacing
 from lsm_cli.data.synth.rows import ACTIONS, DOMAINS, NONE, Events, Requests, ancestor
 from lsm_cli.data.synth.slates import POLICY, Slates, candidates
 from lsm_cli.data.synth.world import Drawn, chances, past
 from lsm_cli.data.synth.worlds import World
-from lsm_cli.errors import InputError, LsmError
+from lsm_cli.errors import InputError
 
 INDUSTRIES = ("games", "beauty", "travel", "finance", "food", "sports", "autos", "home", "fashion", "education")
 AD_LEVELS = ("industry", "segment", "product")
@@ -51,7 +49,7 @@ def write_world(drawn: Drawn, out: Path, scores: dict[str, Any], command: str, o
     Raises:
         InputError: `out` is not empty and may not be replaced.
     """
-    with _replacing(out, overwrite) as folder:
+    with replacing(out, "synth", lambda: check_free(out, overwrite)) as folder:
         (folder / "logs" / "video").mkdir(parents=True)
         events = drawn.events
         events = events.take(np.lexsort((events.user, events.time)))  # a log is written as things happen
@@ -374,23 +372,3 @@ def check_free(out: Path, overwrite: bool) -> None:
         raise InputError(f"{out}: exists and is not a world made by `lsm synth`; give another --out")
     if filled and not overwrite:
         raise InputError(f"{out}: a world is there already; add --overwrite to replace it, or give another --out")
-
-
-@contextmanager
-def _replacing(out: Path, overwrite: bool) -> Iterator[Path]:
-    """A folder to fill beside `out`, renamed to `out` when all went well and removed otherwise."""
-    check_free(out, overwrite)
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        aside = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
-        try:
-            world = aside / "new"
-            world.mkdir()
-            yield world
-            if out.exists():
-                out.rename(aside / "old")
-            world.rename(out)
-        finally:
-            shutil.rmtree(aside, ignore_errors=True)
-    except OSError as error:
-        raise LsmError(f"{out}: cannot be written ({error.strerror or error})") from None
