@@ -11,7 +11,8 @@ attention   the fused kernels alone, at several shapes and tunings: time over th
             take at the copy bandwidth measured beside.
 cache       tables in host memory and in a file, their most used rows on the device: see cache.py.
 engine      what each technique of the engine is worth at every length, as `lsm profile --ablate` has it, batches made
-            from the store: gathering on the device, pinned buffers, CUDA graphs in small scoring batches, and the rest.
+            from the store: gathering on the device, pinned buffers, CUDA graphs in small scoring batches, and the rest;
+            then training and scoring of stacked_tin and sasrec with eight candidates a request that share its history.
 precision   test AUC of runs on STORE in fp32, in bf16, and with bf16 tables: only with --data.
 
 Times are medians of rounds in which everything compared takes turns. Results go to benchmarks/results/gpu.json, or
@@ -54,6 +55,7 @@ from lsm_cli.kernels import fused, ragged
 from lsm_cli.kernels.ragged import Occurrences, Part, Segments
 
 HERE = Path(__file__).parent
+CANDIDATES = 8  # of a request
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 PLAIN = ["model.evidence=false", "data.statistics=false", "train.ema=0", "train.unknown=0"]
 PLAIN += ["train.clip=0", "model.quiet=false"]  # not quiet, so that the scores show what was read
@@ -264,16 +266,23 @@ def engine(length: int, options: argparse.Namespace) -> dict[str, Any]:
     """One length: phase -> technique -> time without it over the time with it."""
     with tempfile.TemporaryDirectory() as folder:
         sizes = {"train": 4 * options.batch, "valid": options.batch, "test": 4 * options.batch}
-        path = write_store(
-            Path(folder) / "store", options.users, (length // 10, length), sizes, options.rows, options.rows
-        )
+        shape = [f"model.max_len={length}", f"train.batch_size={options.batch}", f"train.device={DEVICE}"]
+        counts = ["--steps", options.repeats, "--rounds", options.rounds]
+
+        def ablated(name: str, recipe: str, phase: str, path: Path, *more: str) -> None:
+            asked = ["profile", "--recipe", recipe, "--data", path, "--phase", phase, "--ablate", "--json", "-q"]
+            found[name] = call([*asked, *counts, *shape, *more])["ablation"]
+            print(f"| {length} | {name} | {found[name]} |", flush=True)
+
         found: dict[str, Any] = {}
+        history = (length // 10, length)
+        path = write_store(Path(folder) / "store", options.users, history, sizes, options.rows, options.rows)
         for phase in ("train", "infer"):
-            asked = ["profile", "--recipe", "stacked_tin", "--data", path, "--phase", phase, "--ablate", "--json", "-q"]
-            shape = [f"model.max_len={length}", f"train.batch_size={options.batch}", f"train.device={DEVICE}"]
-            counts = ["--steps", options.repeats, "--rounds", options.rounds]
-            found[phase] = call([*asked, *counts, *shape])["ablation"]
-            print(f"| {length} | {phase} | {found[phase]} |", flush=True)
+            ablated(phase, "stacked_tin", phase, path)
+        write_store(path, options.users, history, sizes, options.rows, options.rows, candidates=CANDIDATES)
+        for recipe in ("stacked_tin", "sasrec"):
+            for phase in ("train", "infer"):
+                ablated(f"{recipe}, {CANDIDATES} candidates, {phase}", recipe, phase, path, "train.shuffle=requests")
     return found
 
 

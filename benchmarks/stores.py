@@ -22,6 +22,7 @@ def write_store(
     distinct: int = 100_000,
     rows: int | None = None,
     seed: int = 0,
+    candidates: int = 1,
 ) -> Path:
     """Random trajectories and labels; the category is a property of the item.
 
@@ -32,6 +33,7 @@ def write_store(
         distinct: item values that occur, in a Zipf law of exponent 1.
         rows: item values that own an embedding row; None = `distinct`. The occurring ones are spread over them.
         seed: stores that differ in `rows` alone hold the same samples, but for the numbering of the items.
+        candidates: samples of one request, which stand side by side.
     """
     shutil.rmtree(path, ignore_errors=True)
     rng = np.random.default_rng(seed)
@@ -61,6 +63,9 @@ def write_store(
     for split, size in samples.items():
         user = rng.integers(0, users, size)
         seen = rng.integers(low, high + 1, size)
+        if candidates > 1:
+            asked = np.arange(size) // candidates
+            user, seen = user[asked], seen[asked]
         item, category = items(size)
         columns |= {
             f"samples/{split}/user": user.astype(np.int32),
