@@ -30,7 +30,7 @@ import torch.nn.functional as F
 from stores import write_store
 from torch.utils.data import DataLoader, Dataset
 
-from lsm_cli.data.batches import Assembler
+from lsm_cli.data.assembling import Assembler
 from lsm_cli.data.store import Store
 from lsm_cli.engine.device import keep_freed_memory
 

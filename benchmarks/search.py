@@ -28,7 +28,8 @@ from typing import Any
 
 import numpy as np
 
-from lsm_cli.data.batches import Queries, visible_end
+from lsm_cli.data.assembling import visible_end
+from lsm_cli.data.batches import Queries
 from lsm_cli.data.building.orders import ordered
 from lsm_cli.data.store import Store
 from lsm_cli.search.found import Found

@@ -41,7 +41,7 @@ def batch_seconds(store: Path, recipe: str, overrides: list[str]) -> float:
     import torch
 
     from lsm_cli import recipe as recipes
-    from lsm_cli.data.batches import epoch_order
+    from lsm_cli.data.epochs import epoch_order
     from lsm_cli.data.store import Store
     from lsm_cli.engine.feed import Feed
     from lsm_cli.engine.setup import Setup

@@ -121,40 +121,64 @@ def worlds() -> str:
     return grid(("world", "idea", "`tin`", "idea", "truth", "of the gap closed", "in the control world"), rows)
 
 
+STORES = [("retail", ""), ("news", ""), ("kuairand", "click"), ("kuairand", "long_view"), ("kuairand", "follow")]
+CONTROL = "LightGBM control"
+SHORT = ("dnn", "mean_pool", "din", "sasrec", "twin", "tin", "stacked_tin", "hier_hard", "tencent_ads", CONTROL)
+
+
+def _every_recipe() -> tuple[dict[str, dict[str, Any]], list[str]]:
+    """Store -> recipe -> its entry, of recipes as they are shipped, and their names."""
+    stores = {
+        store: {key.rsplit("@", 1)[0]: entry for key, entry in results(f"recipes_{store}").items()}
+        for store in dict(STORES)
+    }
+    names = dict.fromkeys(name for held in stores.values() for name in held if " " not in name or name == CONTROL)
+    return stores, list(names)
+
+
+def _ranked(entry: dict[str, Any] | None, target: str) -> str:
+    """AUC / GAUC ± its standard deviation over the seeds."""
+    if not entry or not runs_of(entry):
+        return ""
+    runs = [run["targets"][target] if target else run for run in runs_of(entry)]
+    means = " / ".join(short(statistics.mean(run[key] for run in runs), 3) for key in ("auc", "gauc"))
+    if len(runs) == 1:
+        return means + ("¹" if "seeds" in entry else "")
+    return f"{means} ± {short(statistics.stdev(run['gauc'] for run in runs), 3)}"
+
+
 def recipes() -> str:
-    """Every recipe on every store: AUC / GAUC ± its standard deviation, and what a step costs on retail."""
-    stores = {name: results(f"recipes_{name}") for name in ("retail", "news", "kuairand")}
+    """Every recipe on every store, and what it costs on retail; the best GAUC there first."""
+    stores, names = _every_recipe()
     costs = json.loads((RESULTS / "recipes_steps.json").read_text())["steps"]
-    columns = [("retail", ""), ("news", ""), ("kuairand", "click"), ("kuairand", "long_view"), ("kuairand", "follow")]
-    names = {key.rsplit("@", 1)[0]: key for held in stores.values() for key in held}
-
-    def cell(name: str, store: str, target: str) -> str:
-        entry = stores[store].get(names[name])
-        if not entry or not runs_of(entry):
-            return ""
-        runs = [run["targets"][target] if target else run for run in runs_of(entry)]
-        means = [short(statistics.mean(run[key] for run in runs), 3) for key in ("auc", "gauc")]
-        if len(runs) == 1:
-            return " / ".join(means) + ("¹" if "seeds" in entry else "")
-        return " / ".join(means) + " ± " + short(statistics.stdev(run["gauc"] for run in runs), 3)
-
     rows = []
     for name in names:
-        if " " in name and "control" not in name:
-            continue
-        entry = stores["retail"].get(names[name], {"seeds": {}})
-        runs, cost = list(entry.get("seeds", {}).values()), costs.get(name)
-        cells = [cell(name, *column) for column in columns]
+        runs, cost = list(stores["retail"].get(name, {}).get("seeds", {}).values()), costs.get(name)
+        cells = [_ranked(stores[store].get(name), target) for store, target in STORES]
         cells.append(f"{runs[0]['parameters'] / 1e3:,.0f} k" if runs else "")
         cells.append(f"{512e3 / cost['cpu_ms']:,.0f}" if cost else "")
         cells.append(f"{max(run['peak_memory_bytes'] for run in runs) / 2**20:,.0f}" if runs else "")
-        rows.append([name if "control" in name else f"`{name}`", *cells])
+        rows.append([_named(name), *cells])
     rows.sort(key=lambda row: row[1].split(" / ")[-1], reverse=True)
-    titles = [" ".join(filter(None, column)) for column in columns]
+    titles = [" ".join(filter(None, column)) for column in STORES]
     return grid(("", *titles, "parameters", "samples/s", "MiB"), rows)
 
 
-TABLES: dict[str, Callable[[], str]] = {table.__name__: table for table in (accuracy, recipes, searchers, worlds)}
+def recipes_short() -> str:
+    stores, _ = _every_recipe()
+    rows = [
+        [_named(name), *(_ranked(stores[store].get(name), target) for store, target in STORES[:4])] for name in SHORT
+    ]
+    return grid(("", *(" ".join(filter(None, column)) for column in STORES[:4])), rows)
+
+
+def _named(name: str) -> str:
+    return "LightGBM on match counts and popularity" if name == CONTROL else f"`{name}`"
+
+
+TABLES: dict[str, Callable[[], str]] = {
+    table.__name__: table for table in (accuracy, recipes, recipes_short, searchers, worlds)
+}
 
 
 def filled(page: str) -> str:

@@ -14,7 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lsm_cli.data.batches import SECONDS_PER_DAY, Assembler, Batch, Pointers, Spans
+from lsm_cli.data.assembling import Assembler
+from lsm_cli.data.batches import SECONDS_PER_DAY, Batch, Pointers, Spans
 
 SIGNED = {np.dtype(np.uint16): np.int32, np.dtype(np.uint32): np.int64}  # for which torch has few operations
 

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from lsm_cli.data.batches import visible_end
+from lsm_cli.data.assembling import visible_end
 from lsm_cli.data.orders import EventValues
 from lsm_cli.data.store import Samples, Store
 from lsm_cli.errors import InputError

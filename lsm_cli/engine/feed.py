@@ -15,7 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lsm_cli.data.batches import Batch, Pointers, Queries, Requests, Spans
+from lsm_cli.data.batches import Batch, Pointers, Queries, Spans
+from lsm_cli.data.epochs import Requests
 from lsm_cli.data.orders import ragged_arange
 from lsm_cli.data.resident import Resident
 from lsm_cli.data.views import View

@@ -10,7 +10,8 @@ from typing import Any, cast
 import numpy as np
 import torch
 
-from lsm_cli.data.batches import Assembler, Batch
+from lsm_cli.data.assembling import Assembler
+from lsm_cli.data.batches import Batch
 from lsm_cli.data.orders import ragged_arange
 from lsm_cli.data.store import Store
 from lsm_cli.engine.feed import Feed

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from lsm_cli.data.batches import Assembler
+from lsm_cli.data.assembling import Assembler
 from lsm_cli.data.graph import item_graph
 from lsm_cli.data.resident import resident_bytes
 from lsm_cli.data.store import Field, Store

@@ -16,7 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lsm_cli.data.batches import Batch, epoch_order
+from lsm_cli.data.batches import Batch
+from lsm_cli.data.epochs import epoch_order
 from lsm_cli.engine import evaluate, fitting, schedule, trace
 from lsm_cli.engine.batching import Plan
 from lsm_cli.engine.feed import Feed

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from lsm_cli.data.batches import Queries, visible_end
+from lsm_cli.data.assembling import visible_end
+from lsm_cli.data.batches import Queries
 from lsm_cli.data.orders import EventValues, Order, ragged_arange
 from lsm_cli.data.store import MISSING, Store
 from lsm_cli.search.found import Found

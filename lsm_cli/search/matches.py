@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from lsm_cli.data.batches import SECONDS_PER_DAY, Queries, visible_end
+from lsm_cli.data.assembling import visible_end
+from lsm_cli.data.batches import SECONDS_PER_DAY, Queries
 from lsm_cli.data.orders import Order
 from lsm_cli.data.store import Store
 from lsm_cli.errors import InputError

@@ -8,7 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lsm_cli.data.batches import Pointers, Queries, Spans, changes
+from lsm_cli.data.batches import Pointers, Queries, Spans
+from lsm_cli.data.epochs import changes
 from lsm_cli.data.orders import ragged_arange
 from lsm_cli.errors import InputError
 from lsm_cli.kernels.ragged import Segments

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from lsm_cli import recipe as recipes
-from lsm_cli.data.batches import Batch, Requests
+from lsm_cli.data.batches import Batch
+from lsm_cli.data.epochs import Requests
 from lsm_cli.data.resident import Resident
 from lsm_cli.data.store import Store
 from lsm_cli.engine.feed import Feed

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from lsm_cli.data.batches import Queries, visible_end
+from lsm_cli.data.assembling import visible_end
+from lsm_cli.data.batches import Queries
 from lsm_cli.data.building.orders import ordered
 from lsm_cli.data.store import MISSING, Store
 

@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lsm_cli.data.batches import Queries, visible_end
+from lsm_cli.data.assembling import visible_end
+from lsm_cli.data.batches import Queries
 from lsm_cli.data.orders import Order
 from lsm_cli.data.store import MISSING, Store
 from lsm_cli.search.hard import ANY, HardOptions, HardSearch

@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lsm_cli.data.batches import Assembler
+from lsm_cli.data.assembling import Assembler
 from lsm_cli.data.store import MISSING, Store
 from lsm_cli.errors import InputError
 from lsm_cli.kernels.ragged import Segments

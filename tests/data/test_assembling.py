@@ -10,7 +10,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lsm_cli.data.batches import Assembler, derangement, epoch_order, visible_end
+from lsm_cli.data.assembling import Assembler, derangement, visible_end
+from lsm_cli.data.epochs import epoch_order
 from lsm_cli.data.store import Store
 
 
