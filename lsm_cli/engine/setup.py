@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from lsm_cli.data.assembling import Assembler
+from lsm_cli.data.epochs import changes
 from lsm_cli.data.graph import item_graph
 from lsm_cli.data.resident import resident_bytes
 from lsm_cli.data.store import Field, Store
@@ -29,6 +30,7 @@ from lsm_cli.search.plan import hard_options
 
 RESIDENT_SHARE = 0.25  # of a GPU's memory, that a store's columns may take
 EVERYTHING = 1 << 40  # behaviours, more than anybody has
+ENCODED = ("sasrec", "stca")  # readers that transform a history before the candidate comes in
 
 
 @dataclass(frozen=True)
@@ -114,6 +116,19 @@ class Setup:
             self.statistics,
             shuffle_seed,
         )
+
+    def _request_decisions(self) -> list[str]:
+        """Whether candidates of a request share its history in training, or could where that is worth most."""
+        search, each = self.recipe.search, candidates_per_request(self.store, "train")
+        if each < 2 or not self.recipe.engine.share_histories or search.source or search.method != "none":
+            return []
+        if self.recipe.train.shuffle == "requests":
+            return [f"requests   stay together: {each:.1f} candidates read one history"]
+        if self.recipe.model.sequence in ENCODED:
+            return [
+                f"requests   of {each:.1f} candidates: with train.shuffle=requests they share one history, read once"
+            ]
+        return []
 
     def _search_decisions(self) -> list[str]:
         model, search = self.recipe.model, self.recipe.search
@@ -225,7 +240,7 @@ class Setup:
                     f"history    the most recent {self.reach:,} behaviours; the older ones of {cut:.0%} of the "
                     f"training samples are dropped ({known})"
                 )
-            lines += self._search_decisions()
+            lines += self._search_decisions() + self._request_decisions()
         if model.sequence == "sasrec":
             item, request, unused = sides(model, self.fields)
             left = f"; not used: {', '.join(unused)} (model.item_fields, model.request_fields)" if unused else ""
@@ -235,6 +250,13 @@ class Setup:
             f"lr {train.table_lr:g}; dense lr {train.lr:g}"
         )
         return lines + tiers.decisions(self.recipe, self.fields)
+
+
+def candidates_per_request(store: Store, split: str) -> float:
+    """Samples of a request that stand side by side, on average; at least 1."""
+    samples = store.samples(split)
+    requests = changes(*(np.asarray(samples.column(name)) for name in ("user", "end", "time"))).sum()
+    return len(samples) / max(int(requests), 1)
 
 
 def visible_lengths(store: Store, split: str) -> np.ndarray:

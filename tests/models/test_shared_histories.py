@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 from typing import cast
@@ -195,3 +196,21 @@ def test_a_rehearsal_takes_whole_requests(small_store: Path) -> None:
     request = np.repeat(np.arange(len(SIZES)), SIZES)
     for one in set(request[drawn].tolist()):
         assert (request[drawn] == one).sum() == SIZES[one]
+
+
+def test_what_is_shared_is_said(small_store: Path, tmp_path: Path) -> None:
+    def said(store: Path, *options: str) -> list[str]:
+        setup = Setup.of(recipes.load(options[0], ["train.threads=1", *options[1:]]), Store.open(store))
+        return [line for line in setup.decisions() if line.startswith("requests")]
+
+    together = "train.shuffle=requests"
+    assert not said(small_store, "stca") and not said(small_store, "stca", together)  # one candidate a request
+    slates = tmp_path / "slates"
+    shutil.copytree(small_store, slates)
+    for name in ("user", "end", "time"):
+        file = slates / "samples" / "train" / f"{name}.npy"
+        np.save(file, np.repeat(np.load(file)[::3], 3))
+    assert said(slates, "stca") == ["requests   of 3.0 candidates: with train.shuffle=requests they share one reading"]
+    assert not said(slates, "tin") and not said(slates, "hier_hard", together)
+    assert said(slates, "tin", together) == ["requests   stay together: 3.0 candidates read one history"]
+    assert not said(slates, "tin", together, "engine.share_histories=false")
