@@ -125,9 +125,7 @@ class Setup:
         if self.recipe.train.shuffle == "requests":
             return [f"requests   stay together: {each:.1f} candidates read one history"]
         if self.recipe.model.sequence in ENCODED:
-            return [
-                f"requests   of {each:.1f} candidates: with train.shuffle=requests they share one history, read once"
-            ]
+            return [f"requests   of {each:.1f} candidates: with train.shuffle=requests they share one reading"]
         return []
 
     def _search_decisions(self) -> list[str]:
