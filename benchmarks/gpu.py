@@ -9,6 +9,7 @@ steps       training and inference of stacked_tin at every length, the same batc
             Histories are uniform between a tenth of the length and the length; items follow a Zipf law.
 attention   the fused kernels alone, at several shapes and tunings: time over the time that the bytes they must move
             take at the copy bandwidth measured beside.
+selection   the best 50 of each history: the kernel and two sorts over the bytes of the scores and of what is marked.
 cache       tables in host memory and in a file, their most used rows on the device: see cache.py.
 engine      what each technique of the engine is worth at every length, as `lsm profile --ablate` has it, batches made
             from the store: gathering on the device, pinned buffers, CUDA graphs in small scoring batches, and the rest;
@@ -51,7 +52,7 @@ from lsm_cli.data.store import Store
 from lsm_cli.engine.run import RunFolder
 from lsm_cli.engine.setup import Setup
 from lsm_cli.engine.train import Trainer
-from lsm_cli.kernels import fused, ragged
+from lsm_cli.kernels import fused, ragged, topk
 from lsm_cli.kernels.ragged import Occurrences, Part, Segments
 
 HERE = Path(__file__).parent
@@ -194,6 +195,22 @@ def attention(options: argparse.Namespace) -> list[dict[str, Any]]:
                 f"| {fields} x {dim} | {heads} | {length} | {dtype} | {best['ratio']} | {best['tuning']} |", flush=True
             )
     return found
+
+
+def selection(options: argparse.Namespace) -> dict[str, Any]:
+    """The best 50 of each history of a soft search: by the kernel and by two sorts, over the least that must move."""
+    length = 10_000 if DEVICE == "cuda" else 40
+    size = max(options.behaviours // length, 2)
+    segments = Segments(torch.arange(0, (size + 1) * length, length, device=DEVICE))
+    value = torch.randn(size * length, device=DEVICE)
+    ragged.prefer("triton")
+    ways = {"kernel": lambda: topk.best(value, segments, 50), "sorting": lambda: topk.by_sorting(value, segments, 50)}
+    taken = turns(ways, options.rounds, options.repeats)
+    ragged.prefer("auto")
+    least = 1e3 * 5 * value.numel() / copy_bandwidth(options.copy)
+    ratio = {name: round(spent / least, 2) for name, spent in taken.items()}
+    print(f"| best 50 of {size} x {length} | time / least | {ratio} |", flush=True)
+    return {"samples": size, "length": length, "ms": taken, "least ms": least, "ratio": ratio}
 
 
 def copy_bandwidth(size: int) -> float:
@@ -353,6 +370,7 @@ def main() -> None:
     if options.shapes:
         print("\n| fields | heads | length | tables | time / least | tuning |\n|---|---|---|---|---|---|")
         report["attention"] = attention(options)
+        report["selection"] = selection(options)
     if not options.cpu:
         print()
         small = {"rows": 6000, "ids": 500, "users": 20, "length": 20, "batch": 16, "epoch": 8, "rounds": 1, "block": 2}

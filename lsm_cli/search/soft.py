@@ -12,6 +12,7 @@ from lsm_cli.data.batches import Pointers, Queries, Spans
 from lsm_cli.data.epochs import changes
 from lsm_cli.data.orders import ragged_arange
 from lsm_cli.errors import InputError
+from lsm_cli.kernels import topk
 from lsm_cli.kernels.ragged import Segments
 
 PAYS = 2048  # scores per request, on average, from which a matrix product for each costs less than look-ups
@@ -43,23 +44,12 @@ def top_k(scores: Tensor, segments: Segments, k: int, keep: Tensor | None = None
     if keep is not None:
         value = value.masked_fill(keep, -torch.inf)
     if value.is_cuda:
-        place = by_sorting(value, segments, k).nonzero().squeeze(1)
+        place = topk.best(value, segments, k).nonzero().squeeze(1)
     else:
         place = torch.from_numpy(by_threshold(value.numpy(), segments.offsets.numpy(), k))
     if keep is not None:
         place = torch.cat([place, keep.nonzero().squeeze(1)]).sort().values  # never the same: kept ones score -inf
     return torch.searchsorted(place, segments.offsets), place
-
-
-def by_sorting(value: Tensor, segments: Segments, k: int) -> Tensor:
-    """bool [N], among the k best of its sample: by two stable sorts, of the scores and of the samples; any device."""
-    size = value.numel()
-    order = size - 1 - torch.sort(value.flip(0), stable=True, descending=True).indices  # of equals the last comes first
-    order = order.index_select(0, torch.sort(segments.row.index_select(0, order), stable=True).indices)
-    place = torch.arange(size, device=value.device) - segments.offsets.index_select(0, segments.row)
-    chosen = torch.empty(size, dtype=torch.bool, device=value.device)
-    chosen[order] = place < k  # each sample's behaviours still fill its own places, now the best first
-    return chosen & (value > -torch.inf)
 
 
 def by_threshold(value: np.ndarray, offsets: np.ndarray, k: int) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Compile the kernels that attention and row updates would launch, for a GPU that need not be there."""
+"""Compile the kernels that attention, row updates and selection would launch, for a GPU that need not be there."""
 
 from __future__ import annotations
 
@@ -12,11 +12,19 @@ from triton.compiler import ASTSource
 
 from lsm_cli.embedding.optimizer import row_optimizer
 from lsm_cli.embedding.tables import Table
-from lsm_cli.kernels import fused, ragged, triton_ragged, triton_rows
+from lsm_cli.kernels import fused, ragged, topk, triton_ragged, triton_rows, triton_topk
+from lsm_cli.kernels.ragged import Segments
 from tests.kernels.test_fused import Case
 
 HOPPER = GPUTarget("cuda", 90, 32)
-TYPES = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16", torch.int64: "i64", torch.int32: "i32"}
+TYPES = {
+    torch.float32: "fp32",
+    torch.float16: "fp16",
+    torch.bfloat16: "bf16",
+    torch.int64: "i64",
+    torch.int32: "i32",
+    torch.bool: "i1",
+}
 
 
 class Compiled:
@@ -59,7 +67,7 @@ def attention(**options: Any) -> None:
 
 
 def main() -> None:
-    for module in (triton_ragged, triton_rows):
+    for module in (triton_ragged, triton_rows, triton_topk):
         for name, kernel in list(vars(module).items()):
             if isinstance(kernel, triton.runtime.JITFunction) and not name.startswith("_"):
                 setattr(module, name, Compiled(kernel))
@@ -72,6 +80,7 @@ def main() -> None:
         rows = table.fetch(torch.arange(9), grad=True)
         rows.values.sum().backward()
         table.update(rows, row_optimizer(name, 50, 12), 0.1)
+    topk.best(torch.randn(9), Segments(torch.tensor([0, 4, 9])), 3)
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from lsm_cli.data.store import Store
 from lsm_cli.engine.feed import Feed
 from lsm_cli.engine.setup import Setup
 from lsm_cli.errors import InputError
+from lsm_cli.kernels import topk
 from lsm_cli.kernels.ragged import Segments
 from lsm_cli.models.history import Match, _Equal
 from lsm_cli.models.ranking import RankingModel
@@ -66,7 +67,7 @@ def test_equals_brute_force(lengths: list[int], seed: int, k: int, values: int, 
     if not kept:
         assert split(*soft.top_k(scores, segments, k)) == expected
     value = scores.masked_fill(keep, -torch.inf)
-    by_sorting = soft.by_sorting(value, segments, k).numpy()
+    by_sorting = topk.by_sorting(value, segments, k).numpy()
     assert np.array_equal(np.flatnonzero(by_sorting), soft.by_threshold(value.numpy(), segments.offsets.numpy(), k))
 
 
