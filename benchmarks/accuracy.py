@@ -22,9 +22,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from lsm_cli import recipe as recipes
+
 LSM = [sys.executable, "-m", "lsm_cli.main"]
 KEYS = ("auc", "gauc", "logloss", "calibration")
-UNREAD = ("dnn", "dcnv2")  # recipes without a history: no length, no shuffling
 
 
 def run(
@@ -50,6 +51,12 @@ def run(
             found["shuffled"] = {key: other[key] for key in KEYS}
         shutil.rmtree(out)
     return found
+
+
+def reads(recipe: str) -> bool:
+    """Whether it has a history: else there is no length and nothing to shuffle."""
+    name, *overrides = recipe.split()
+    return recipes.load(name, overrides).model.sequence != "none"
 
 
 def call(arguments: list[Any]) -> dict[str, Any]:
@@ -118,7 +125,7 @@ def main() -> None:
             save()
     jobs = [(s, n, r) for s in arguments.seeds for n in arguments.lengths for r in arguments.recipes]
     for seed, length, recipe in jobs:
-        at = 0 if recipe.split()[0] in UNREAD else length
+        at = length if reads(recipe) else 0
         entry = results.setdefault(f"{recipe}@{at}", {"seeds": {}})
         if str(seed) not in entry["seeds"]:
             shuffled = seed == arguments.seeds[0] and at > 0

@@ -10,7 +10,7 @@ from lsm_cli.engine import slices
 from lsm_cli.engine.certainty import Z, interval
 from lsm_cli.engine.setup import EVERYTHING, Setup
 from lsm_cli.engine.trail import Finished, code_name
-from lsm_cli.recipe import Recipe
+from lsm_cli.options import Recipe
 from lsm_cli.report.console import count, size
 from lsm_cli.report.html import Page
 

@@ -21,7 +21,7 @@ from lsm_cli.engine.profiling.measure import WARMUP, measure
 from lsm_cli.engine.profiling.work import Phase, Work
 from lsm_cli.engine.setup import Setup
 from lsm_cli.errors import InputError
-from lsm_cli.recipe import Recipe
+from lsm_cli.options import Recipe
 from lsm_cli.report.console import Console
 
 RESULT, REPORT, TRACE, SNAPSHOT = "profile.json", "report.html", "trace.json", "memory_snapshot.pickle"

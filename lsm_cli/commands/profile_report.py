@@ -6,7 +6,7 @@ from typing import Any
 
 from lsm_cli.engine import tiers
 from lsm_cli.engine.trace import MEANING
-from lsm_cli.recipe import Recipe
+from lsm_cli.options import Recipe
 from lsm_cli.report import html
 from lsm_cli.report.console import Console, count, size
 

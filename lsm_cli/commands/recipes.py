@@ -7,6 +7,7 @@ from typing import Any
 
 from lsm_cli import recipe as recipes
 from lsm_cli.errors import InputError
+from lsm_cli.options import SECTIONS
 from lsm_cli.report.console import Console
 from lsm_cli.tuning import space
 
@@ -22,7 +23,7 @@ def show(console: Console, name: str, overrides: list[str]) -> dict[str, Any]:
     """Every option: value, default, range, meaning."""
     recipe = recipes.load(name, overrides)
     console.text(f"{recipe.name}: {recipe.description}")
-    for section, options in recipes.SECTIONS.items():
+    for section, options in SECTIONS.items():
         values = getattr(recipe, section)
         rows = []
         for key, info in options.model_fields.items():

@@ -12,7 +12,7 @@ from lsm_cli.data.store import Store
 from lsm_cli.engine.run import RunFolder
 from lsm_cli.engine.searching import Judge, Searching
 from lsm_cli.errors import InputError
-from lsm_cli.recipe import BY_ATTENTION, Recipe
+from lsm_cli.options import BY_ATTENTION, Recipe
 from lsm_cli.report.console import Console, count
 from lsm_cli.report.html import Page
 from lsm_cli.search.files import writing

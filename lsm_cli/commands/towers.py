@@ -10,7 +10,7 @@ from lsm_cli.errors import InputError
 from lsm_cli.judging.retrieval import CUTS, Catalogue, retrieve
 from lsm_cli.judging.vectors import check_free, export
 from lsm_cli.models.two_tower import TwoTower
-from lsm_cli.recipe import Recipe
+from lsm_cli.options import Recipe
 from lsm_cli.report.console import Console
 
 

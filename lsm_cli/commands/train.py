@@ -21,7 +21,7 @@ from lsm_cli.engine.setup import Setup, parameters
 from lsm_cli.engine.trail import ENVIRONMENT, RECIPE, RESULT, Finished, code_name, is_run
 from lsm_cli.engine.train import Trainer
 from lsm_cli.errors import InputError
-from lsm_cli.recipe import Recipe
+from lsm_cli.options import Recipe
 from lsm_cli.report.console import Console, count, size
 
 

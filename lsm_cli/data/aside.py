@@ -53,8 +53,9 @@ def replacing(out: Path, work: str, check: Callable[[], None], option: str = "--
         _sync(out.parent)
         remove(old)
     except OSError as error:
-        if error.filename is not None and not Path(error.filename).is_relative_to(folder):
-            raise  # it was not what is written here
+        named = error.filename if isinstance(error.filename, str) else None
+        if named and not any(Path(named).is_relative_to(own) for own in (folder, out, old)):
+            raise  # a file that was read
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             free = shutil.disk_usage(out.parent).free / 1e9
             raise InputError(f"{out}: the disk is full ({free:.1f} GB free there); make room or {another}") from None

@@ -32,11 +32,11 @@ class Reading:
         """Of what samples have [B], that of the first one to read each history [G]."""
         return values if self.of is None else values[np.searchsorted(self.of, np.arange(len(self.end)))]
 
-    def sharing(self, of: Tensor | None) -> Sharing | None:
-        """The same on whatever device `of` is."""
-        if self.of is None or of is None:
-            return None
-        return Sharing(of, int(np.diff(self.read.offsets)[self.of].sum()))
+    @property
+    def total(self) -> int:
+        """How many behaviours all samples read together."""
+        lengths = np.diff(self.read.offsets)
+        return int((lengths if self.of is None else lengths[self.of]).sum())
 
 
 class Assembler:
@@ -111,7 +111,7 @@ class Assembler:
             target |= {name: level.take(node) for name, level in self.sample_levels.items()}
         return Queries(*self.bounds(index), self.time[index], target)
 
-    def requests(self, index: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def side_by_side(self, index: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The first of the samples of each request that stand side by side, int64 [G], and the request of each, [B]."""
         new = changes(self.user[index], self.end[index], self.time[index])
         return np.flatnonzero(new), np.cumsum(new) - 1
@@ -122,7 +122,7 @@ class Assembler:
         of = None
         if read is None:
             if share:
-                begins, of = self.requests(index)
+                begins, of = self.side_by_side(index)
                 if 2 * (end - first)[begins].sum() > (end - first).sum():
                     of = None  # few share
                 else:
@@ -182,7 +182,7 @@ class Assembler:
             statistics=torch.from_numpy(statistics),
             labels=torch.from_numpy(labels),
             user=torch.from_numpy(self.user[index].astype(np.int64)),
-            sharing=None if reading.of is None else reading.sharing(torch.from_numpy(reading.of)),
+            sharing=None if reading.of is None else Sharing(torch.from_numpy(reading.of), reading.total),
         )
 
 

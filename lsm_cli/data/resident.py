@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from lsm_cli.data.assembling import Assembler
-from lsm_cli.data.batches import SECONDS_PER_DAY, Batch, Pointers, Spans
+from lsm_cli.data.batches import SECONDS_PER_DAY, Batch, Pointers, Sharing, Spans
 
 SIGNED = {np.dtype(np.uint16): np.int32, np.dtype(np.uint32): np.int64}  # for which torch has few operations
 
@@ -103,7 +103,7 @@ class Resident:
             statistics=self._columns(self.statistics, rows),
             labels=labels.masked_fill(labels < 0, torch.nan),
             user=self.user.index_select(0, rows).long(),
-            sharing=reading.sharing(of),
+            sharing=None if of is None else Sharing(of, reading.total),
         )
 
     def _columns(self, columns: list[Tensor], rows: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from lsm_cli.errors import LsmError
-from lsm_cli.recipe import EngineOptions
+from lsm_cli.options import EngineOptions
 from lsm_cli.report.console import size
 
 LEAST = 4096  # rows of a cache that is given as a share

@@ -8,7 +8,7 @@ from itertools import pairwise
 import numpy as np
 
 from lsm_cli.data.epochs import Requests, epoch_order
-from lsm_cli.recipe import Recipe
+from lsm_cli.options import Recipe
 
 MOST = 8  # times train.batch_size: samples per step at most, however short their histories
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from lsm_cli.errors import InputError
-from lsm_cli.recipe import TrainOptions
+from lsm_cli.options import TrainOptions
 
 ALLOCATOR = ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF")  # the user's own word on PyTorch's allocator
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_MMAP_MAX = -1, -3, -4  # glibc malloc.h

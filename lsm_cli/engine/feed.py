@@ -30,7 +30,7 @@ from lsm_cli.kernels.ragged import Segments
 from lsm_cli.models.history import NARROW, History, SharedHistory
 from lsm_cli.models.ranking import RankingModel
 from lsm_cli.models.scorer import Scorer
-from lsm_cli.recipe import BY_ATTENTION
+from lsm_cli.options import BY_ATTENTION
 from lsm_cli.search import hashing, soft
 from lsm_cli.search.files import FoundFile
 from lsm_cli.search.found import union
@@ -83,10 +83,6 @@ class Feed:
         """Which samples are candidates of one request."""
         of = self.assembler
         return Requests(*(np.asarray(column) for column in (of.user, of.end, of.time)))
-
-    def side_by_side(self, index: np.ndarray) -> np.ndarray:
-        """Where the candidates of another request begin among these samples, int64 [requests]."""
-        return self.assembler.requests(index)[0]
 
     def lengths(self, index: np.ndarray) -> np.ndarray:
         """Behaviours that a batch of these samples gathers at most, int64 [len(index)]."""

@@ -17,7 +17,7 @@ from lsm_cli.engine.device import decide
 from lsm_cli.engine.environment import PACKAGE, environment, version
 from lsm_cli.kernels import fused
 from lsm_cli.kernels.ragged import Occurrences, Segments
-from lsm_cli.recipe import TrainOptions
+from lsm_cli.options import TrainOptions
 
 OPTIONAL = {
     "polars": "needed to build stores and synthetic worlds, not to train on a store built elsewhere",

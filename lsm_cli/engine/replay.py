@@ -22,7 +22,7 @@ from lsm_cli.embedding.tables import Table
 from lsm_cli.engine.device import Compute
 from lsm_cli.kernels import ragged
 from lsm_cli.models.ranking import RankingModel
-from lsm_cli.recipe import Recipe
+from lsm_cli.options import Recipe
 
 STEPS = 4  # classes of sizes between a power of two and the next
 MOST = 16  # graphs kept; the oldest makes room

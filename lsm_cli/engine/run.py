@@ -22,6 +22,7 @@ from lsm_cli.data.store import Store
 from lsm_cli.engine.environment import environment
 from lsm_cli.engine.trail import LEDGER, LOCK, METRICS, STATE, WEIGHTS, study_of, unlike
 from lsm_cli.errors import InputError, LsmError
+from lsm_cli.options import SECTIONS, Recipe
 
 LOCK_SECONDS = 0.3  # who only looks whether a run is being written holds its lock for a moment
 
@@ -38,7 +39,7 @@ class RunFolder:
         self._lock: Any = None
 
     @classmethod
-    def start(cls, path: str | Path, recipe: recipes.Recipe, store: Store, resume: bool) -> RunFolder:
+    def start(cls, path: str | Path, recipe: Recipe, store: Store, resume: bool) -> RunFolder:
         """Create a run, or take up one that was interrupted.
 
         Raises:
@@ -65,7 +66,7 @@ class RunFolder:
             raise
         return run
 
-    def _enter(self, recipe: recipes.Recipe, store: Store) -> None:
+    def _enter(self, recipe: Recipe, store: Store) -> None:
         data = identity(store)
         if not (self.path / "recipe.toml").exists():
             self.write_json("environment.json", environment())
@@ -121,7 +122,7 @@ class RunFolder:
             self._lock.close()
             self._lock = None
 
-    def recipe(self) -> recipes.Recipe:
+    def recipe(self) -> Recipe:
         file = self.path / "recipe.toml"
         try:
             return recipes.parse(tomllib.loads(file.read_text()), str(file))
@@ -242,11 +243,11 @@ def identity(store: Store) -> dict[str, Any]:
     return {"path": str(store.path.resolve()), "name": store.name, "vocabulary": vocabulary, "files": files}
 
 
-def _changed(old: recipes.Recipe, new: recipes.Recipe) -> str:
+def _changed(old: Recipe, new: Recipe) -> str:
     before, after = old.model_dump(), new.model_dump()
     keys = [
         f"{section}.{key}"
-        for section in recipes.SECTIONS
+        for section in SECTIONS
         for key in before[section]
         if before[section][key] != after[section][key]
     ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from lsm_cli.recipe import TrainOptions
+from lsm_cli.options import TrainOptions
 
 
 def factor(step: int, total: int, options: TrainOptions) -> float:

@@ -21,7 +21,7 @@ from lsm_cli.engine.slices import LENGTH_EDGES, length_names
 from lsm_cli.errors import InputError
 from lsm_cli.kernels.ragged import Segments
 from lsm_cli.models.ranking import RankingModel
-from lsm_cli.recipe import ATTENTIVE, BY_ATTENTION, Recipe, SearchOptions
+from lsm_cli.options import ATTENTIVE, BY_ATTENTION, Recipe, SearchOptions
 from lsm_cli.report.console import Progress, Silent
 from lsm_cli.search import soft
 from lsm_cli.search.figures import Figures, Levels, agreement

@@ -26,7 +26,8 @@ from lsm_cli.engine.train import Trainer
 from lsm_cli.kernels import ragged
 from lsm_cli.kernels.ragged import Occurrences, Segments
 from lsm_cli.models.scorer import Scorer
-from lsm_cli.recipe import Recipe, parse
+from lsm_cli.options import Recipe
+from lsm_cli.recipe import parse
 from lsm_cli.search.hard import ANY, HardOptions, HardSearch
 
 LEAST = 1 << 30  # bytes of memory and of disk below which nothing useful is trained

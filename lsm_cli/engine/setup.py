@@ -23,14 +23,13 @@ from lsm_cli.models.heads import groups
 from lsm_cli.models.ranking import RankingModel
 from lsm_cli.models.scorer import Scorer
 from lsm_cli.models.two_tower import TwoTower, sides
-from lsm_cli.recipe import ATTENTIVE, Recipe
+from lsm_cli.options import ATTENTIVE, ENCODED, Recipe
 from lsm_cli.search.hard import ANY, HardOptions
 from lsm_cli.search.matches import MatchStatistics
 from lsm_cli.search.plan import hard_options
 
 RESIDENT_SHARE = 0.25  # of a GPU's memory, that a store's columns may take
 EVERYTHING = 1 << 40  # behaviours, more than anybody has
-ENCODED = ("sasrec", "stca")  # readers that transform a history before the candidate comes in
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from typing import Any
 from lsm_cli.data.store import Field
 from lsm_cli.embedding.tiers import Counts, Tier
 from lsm_cli.models.scorer import Scorer
-from lsm_cli.recipe import Recipe, TrainOptions
+from lsm_cli.options import Recipe, TrainOptions
 from lsm_cli.report.console import count, size
 
 

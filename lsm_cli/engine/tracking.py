@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 from lsm_cli.engine.run import RunFolder
 from lsm_cli.errors import InputError, LsmError
-from lsm_cli.recipe import Recipe, TrainOptions
+from lsm_cli.options import Recipe, TrainOptions
 
 Line = dict[str, Any]  # a line of metrics.jsonl
 PACKAGES = {"tensorboard": "tensorboard", "mlflow": "mlflow"}  # tracker -> package; each is an extra of that name

@@ -21,7 +21,7 @@ from lsm_cli.engine.setup import Setup
 from lsm_cli.errors import InputError
 from lsm_cli.models.ranking import RankingModel
 from lsm_cli.models.scorer import Scorer
-from lsm_cli.recipe import ATTENTIVE, Recipe
+from lsm_cli.options import ATTENTIVE, Recipe
 from lsm_cli.report.console import Progress, Silent
 
 MINUTE, HOUR, DAY = 60, 3600, 86_400

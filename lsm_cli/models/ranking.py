@@ -25,7 +25,7 @@ from lsm_cli.models.scorer import Scorer
 from lsm_cli.models.space import Rows, Space
 from lsm_cli.models.stca import STCA
 from lsm_cli.models.tower import Tower
-from lsm_cli.recipe import Recipe
+from lsm_cli.options import Recipe
 from lsm_cli.search.soft import Request
 
 HOURS, WEEKDAYS, CALENDAR_DIM = 24, 7, 4

@@ -17,7 +17,7 @@ from lsm_cli.models.graph import GRAPH, GraphField, ItemVectors
 from lsm_cli.models.heads import Heads
 from lsm_cli.models.history import History, Part
 from lsm_cli.models.temporal import TemporalEncoding
-from lsm_cli.recipe import Recipe
+from lsm_cli.options import Recipe
 
 Rows = dict[str, Fetched]
 

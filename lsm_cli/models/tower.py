@@ -7,7 +7,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from lsm_cli.recipe import ModelOptions
+from lsm_cli.options import ModelOptions
 
 
 class Cross(nn.Module):

@@ -23,7 +23,7 @@ from lsm_cli.models.sasrec import Encoder
 from lsm_cli.models.scorer import Scorer
 from lsm_cli.models.space import Rows, Space
 from lsm_cli.models.tower import Tower
-from lsm_cli.recipe import ModelOptions, Recipe
+from lsm_cli.options import ModelOptions, Recipe
 
 NAMED = ("scenario",)  # fields that describe the request wherever they occur
 

@@ -26,7 +26,7 @@ from lsm_cli.data.batches import Pointers
 from lsm_cli.data.orders import ragged_arange
 from lsm_cli.data.store import Store
 from lsm_cli.errors import InputError
-from lsm_cli.recipe import SearchOptions
+from lsm_cli.options import SearchOptions
 
 FORMAT = 1
 HEADER = 128  # bytes before the first row of a file

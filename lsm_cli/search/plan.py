@@ -9,7 +9,7 @@ import numpy as np
 from lsm_cli.data.batches import SECONDS_PER_DAY
 from lsm_cli.data.store import Store
 from lsm_cli.errors import InputError
-from lsm_cli.recipe import SearchOptions
+from lsm_cli.options import SearchOptions
 from lsm_cli.search.hard import ANY, HardOptions
 
 

@@ -36,6 +36,7 @@ from lsm_cli.errors import InputError, LsmError
 from lsm_cli.models.numeric import Numeric
 from lsm_cli.models.ranking import RankingModel
 from lsm_cli.models.scorer import Scorer as Model
+from lsm_cli.options import EngineOptions, Recipe
 from lsm_cli.serving import program, scorer
 
 ABOUT = "scorer.json"
@@ -205,7 +206,7 @@ def setup_of(about: dict[str, Any], path: Path, store: Store) -> Setup:
     return Setup.of(on_cpu(recipes.parse(about["recipe"], str(path / ABOUT))), store)
 
 
-def on_cpu(recipe: recipes.Recipe) -> recipes.Recipe:
+def on_cpu(recipe: Recipe) -> Recipe:
     """The recipe as an exported model computes: on the CPU, in fp32."""
     train = recipe.train.model_copy(update={"device": "cpu", "precision": "fp32"})
-    return recipe.model_copy(update={"train": train, "engine": recipes.EngineOptions()})
+    return recipe.model_copy(update={"train": train, "engine": EngineOptions()})

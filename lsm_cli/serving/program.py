@@ -28,7 +28,7 @@ from lsm_cli.embedding.tables import Table
 from lsm_cli.errors import InputError
 from lsm_cli.kernels import ragged
 from lsm_cli.models.ranking import RankingModel
-from lsm_cli.recipe import BY_ATTENTION, Recipe
+from lsm_cli.options import BY_ATTENTION, Recipe
 from lsm_cli.serving.scorer import padded
 
 Inputs = dict[str, Any]

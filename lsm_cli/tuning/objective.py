@@ -27,7 +27,7 @@ from lsm_cli.engine.setup import Setup, parameters
 from lsm_cli.engine.trail import TRIALS
 from lsm_cli.engine.train import InterruptedRunError, Trainer
 from lsm_cli.errors import InputError, LsmError
-from lsm_cli.recipe import Recipe
+from lsm_cli.options import Recipe
 from lsm_cli.tuning import results
 from lsm_cli.tuning.space import Option, applied
 from lsm_cli.tuning.study import Tuning

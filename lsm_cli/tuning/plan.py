@@ -16,7 +16,7 @@ from lsm_cli import recipe as recipes
 from lsm_cli.data.store import Store
 from lsm_cli.engine.trail import STUDY as PLAN
 from lsm_cli.errors import InputError, LsmError
-from lsm_cli.recipe import SECTIONS, Recipe
+from lsm_cli.options import SECTIONS, Recipe
 from lsm_cli.tuning import space as spaces
 from lsm_cli.tuning.space import Space
 

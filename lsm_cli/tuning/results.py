@@ -11,7 +11,7 @@ from typing import Any
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
-from lsm_cli.recipe import Recipe
+from lsm_cli.options import Recipe
 from lsm_cli.tuning.plan import Plan, write_text
 from lsm_cli.tuning.space import applied
 from lsm_cli.tuning.study import Tuning, kind

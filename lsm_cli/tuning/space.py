@@ -29,7 +29,8 @@ from pydantic import TypeAdapter, ValidationError
 
 from lsm_cli import recipe as recipes
 from lsm_cli.errors import InputError
-from lsm_cli.recipe import KEYS, SECTIONS, Recipe, split_values
+from lsm_cli.options import KEYS, SECTIONS, Recipe
+from lsm_cli.recipe import split_values
 
 FIXED = {
     "train.metric": "trials are compared by it",

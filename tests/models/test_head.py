@@ -7,7 +7,7 @@ import torch
 
 from lsm_cli.models.numeric import Numeric
 from lsm_cli.models.tower import Cross, Tower
-from lsm_cli.recipe import ModelOptions
+from lsm_cli.options import ModelOptions
 
 
 def _fitted(values: torch.Tensor, bins: int = 8) -> Numeric:

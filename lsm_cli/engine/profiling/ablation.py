@@ -21,7 +21,7 @@ from lsm_cli.engine.profiling.timing import plainly
 from lsm_cli.engine.profiling.work import Phase, Work
 from lsm_cli.engine.setup import Setup
 from lsm_cli.kernels import fused
-from lsm_cli.recipe import BY_ATTENTION, Recipe
+from lsm_cli.options import BY_ATTENTION, Recipe
 from lsm_cli.report.console import Progress, Silent
 
 PAPER = {  # Tencent, arXiv 2510.21714, §4: training, inference, utilisation of GPU memory

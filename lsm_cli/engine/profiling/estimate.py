@@ -126,7 +126,7 @@ def _extended(rehearsals: list[tuple[int, float]], size: int) -> float:
 def _draw(work: Work, group: np.ndarray, share: int) -> np.ndarray:
     """One in so many samples of a step, evenly over the lengths of their histories; candidates of a request that stand
     side by side, and may share its history, stay together: then evenly over their number, too."""
-    begins = work.feed.side_by_side(group)
+    begins, _ = work.feed.assembler.side_by_side(group)
     sizes = np.diff(begins, append=len(group))
     ordered = np.lexsort((work.feed.lengths(group[begins]), sizes))
     count = min(len(group), max(len(group) // share, LEAST * SHARES[0] // share))

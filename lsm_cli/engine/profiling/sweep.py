@@ -7,7 +7,7 @@ from itertools import product
 
 from lsm_cli import recipe as recipes
 from lsm_cli.errors import InputError
-from lsm_cli.recipe import Recipe
+from lsm_cli.options import Recipe
 
 
 def axes(texts: Iterable[str]) -> dict[str, list[str]]:
