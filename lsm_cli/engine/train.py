@@ -89,15 +89,8 @@ class Trainer:
         )
         self.total = self.plan.total
         self.model = setup.model() if model is None else model
-        decays = [p for p in self.model.parameters() if p.ndim > 1]
-        flat = [p for p in self.model.parameters() if p.ndim <= 1]
-        self.dense = torch.optim.AdamW(
-            [{"params": decays, "weight_decay": self.options.weight_decay}, {"params": flat, "weight_decay": 0.0}],
-            lr=self.options.lr,
-        )
-        self.parameters: list[Tensor] = [*decays, *flat]
+        self._take_weights()
         self.scaler = torch.amp.GradScaler(setup.compute.device.type, enabled=setup.compute.precision == "fp16")
-        self.average = [p.detach().clone() for p in self.parameters] if self.options.ema else []
         self.weights = torch.tensor(
             [self.options.weights.get(target, 1.0) for target in setup.targets], device=setup.compute.device
         )
@@ -353,7 +346,19 @@ class Trainer:
             self.model.numbers(self.train.batch(index[start : start + 4096], self.model))
             for start in range(0, len(index), 4096)
         ]
-        self.model.numeric.fit(torch.cat(values))
+        self.model.fit_numbers(torch.cat(values))
+        self._take_weights()
+
+    def _take_weights(self) -> None:
+        """The dense weights of the model as it is now are what is trained."""
+        decays = [p for p in self.model.parameters() if p.ndim > 1]
+        flat = [p for p in self.model.parameters() if p.ndim <= 1]
+        self.dense = torch.optim.AdamW(
+            [{"params": decays, "weight_decay": self.options.weight_decay}, {"params": flat, "weight_decay": 0.0}],
+            lr=self.options.lr,
+        )
+        self.parameters: list[Tensor] = [*decays, *flat]
+        self.average = [p.detach().clone() for p in self.parameters] if self.options.ema else []
 
     def rates(self) -> Tensor:
         """Share of positives of every target among the training samples where it was observed, never 0 or 1."""
@@ -379,6 +384,7 @@ class Trainer:
         self.at = Position(**state["position"])
         self.pieces.count = self.at.pieces
         self.model.load_state_dict(state["model"])
+        self._take_weights()
         self.dense.load_state_dict(state["dense"])
         if state["scaler"]:
             self.scaler.load_state_dict(state["scaler"])

@@ -121,7 +121,7 @@ class RankingModel(Scorer):
         found = []
         if self.reader is not None:
             found = [self.reader(*inputs) for inputs in self._inputs(batch, segments, masks, rows)]
-        return self.tower(torch.cat(features, 1), found)
+        return self.tower(features, found)
 
     @torch.no_grad()
     def weights(self, batch: Batch) -> list[list[list[Tensor]]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -10,6 +11,7 @@ from lsm_cli.data.batches import Batch
 from lsm_cli.embedding.cached import CachedTable
 from lsm_cli.models.numeric import Numeric
 from lsm_cli.models.space import Rows, Space
+from lsm_cli.models.tower import Tower
 
 
 class Scorer(nn.Module):
@@ -18,10 +20,12 @@ class Scorer(nn.Module):
     Attributes:
         spaces: the embedding spaces, whose rows are fetched and updated step by step.
         numeric: scales the numbers of a batch; fitted before training.
+        tower: sees them first of all; None = nothing does.
     """
 
     spaces: Sequence[Space]
     numeric: Numeric
+    tower: Tower | None
 
     def fetch(self, batch: Batch) -> list[Rows]:
         """The embedding rows of a batch, space by space; in training mode they are leaves that collect gradients."""
@@ -65,6 +69,24 @@ class Scorer(nn.Module):
     def numbers(self, batch: Batch) -> Tensor:
         """The raw numeric features of a batch [B, n], to fit their scale before training."""
         return batch.statistics
+
+    def fit_numbers(self, values: Tensor) -> None:
+        """Take the scale of numeric features from those of training samples [n, …], before an optimiser holds any
+        weight: those of features that no sample moves are left out."""
+        before = self.numeric.out
+        self._keep(self.numeric.fit(values), before)
+
+    def _keep(self, places: Tensor, of: int) -> None:
+        if self.tower is not None:
+            self.tower.keep(places, of)
+
+    def _load_from_state_dict(self, state: dict[str, Any], prefix: str, *others: Any) -> None:
+        """Fresh models take the form of a fitted one before they take its weights."""
+        kept = state.get(f"{prefix}numeric.kept")
+        if kept is not None and set(kept.tolist()) <= set(self.numeric.kept.tolist()):
+            before = self.numeric.out
+            self._keep(self.numeric.keep(kept), before)
+        super()._load_from_state_dict(state, prefix, *others)
 
     def start(self, rates: Tensor, item_vectors: Callable[[], Tensor]) -> None:
         """Before the first step.

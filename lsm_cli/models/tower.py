@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import cast
 
 import torch
@@ -29,6 +30,11 @@ class Cross(nn.Module):
         for layer in self.down:
             _silence(layer, quiet)
 
+    def keep(self, columns: Tensor) -> None:
+        for down, up in zip(self.down, self.up, strict=True):
+            _keep_inputs(cast(nn.Linear, down), columns)
+            _keep_outputs(cast(nn.Linear, up), columns)
+
     def forward(self, first: Tensor) -> Tensor:
         value = first
         for down, up in zip(self.down, self.up, strict=True):
@@ -52,6 +58,10 @@ class Experts(nn.Module):
         self.gates = nn.Linear(width, targets * experts, bias=False)
         for first in (self.gates, *(cast(nn.Sequential, expert)[0] for expert in self.experts)):
             _silence(first, quiet)
+
+    def keep(self, columns: Tensor) -> None:
+        for first in (self.gates, *(cast(nn.Sequential, expert)[0] for expert in self.experts)):
+            _keep_inputs(cast(nn.Linear, first), columns)
 
     def forward(self, features: Tensor) -> Tensor:
         """What every target sees of its own input, or of the one that they share.
@@ -78,6 +88,7 @@ class Tower(nn.Module):
     def __init__(self, common: int, found: int, options: ModelOptions, targets: int) -> None:
         super().__init__()
         width, quiet, dropout = common + found, found if options.quiet else 0, options.dropout
+        self.width = width
         layers: list[nn.Module] = [Cross(width, options.cross, options.cross_rank, quiet)] if options.cross else []
         self.experts: Experts | None = None
         if options.experts:
@@ -103,14 +114,25 @@ class Tower(nn.Module):
         """
         self.heads.bias.copy_(torch.logit(rates))
 
-    def forward(self, common: Tensor, found: list[Tensor]) -> Tensor:
+    def keep(self, places: Tensor, of: int) -> None:
+        """Leave out all of the first `of` inputs but those at these places: weights that no input moves."""
+        columns = torch.cat([places, torch.arange(of, self.width, device=places.device)])
+        self.width = len(columns)
+        for layer in (*self.shared, self.experts):
+            if isinstance(layer, Cross | Experts):
+                layer.keep(columns)
+            elif isinstance(layer, nn.Linear):
+                _keep_inputs(layer, columns)
+                break
+
+    def forward(self, common: Sequence[Tensor], found: Sequence[Tensor]) -> Tensor:
         """Logits [B, targets].
 
         Args:
-            common: [B, common].
+            common: [B, common] side by side.
             found: [B, found] each: one reading of the history for all targets, one per target in their order, or none.
         """
-        inputs = [torch.cat([common, part], 1) for part in found] or [common]
+        inputs = [torch.cat([*common, part], 1) for part in found] or [torch.cat([*common], 1)]
         seen = self.shared(inputs[0].unsqueeze(0) if len(inputs) == 1 else torch.stack(inputs))  # [targets or 1, B, …]
         if self.experts is not None:
             seen = self.experts(seen)
@@ -127,6 +149,16 @@ def _layers(width: int, hidden: list[int], dropout: float) -> list[nn.Module]:
     for before, after in zip([width, *hidden[:-1]], hidden, strict=True):
         layers += [nn.Linear(before, after), nn.ReLU(), nn.Dropout(dropout)]
     return layers
+
+
+def _keep_inputs(layer: nn.Linear, columns: Tensor) -> None:
+    layer.weight = nn.Parameter(layer.weight.detach().index_select(1, columns))
+    layer.in_features = len(columns)
+
+
+def _keep_outputs(layer: nn.Linear, columns: Tensor) -> None:
+    layer.weight, layer.bias = (nn.Parameter(p.detach().index_select(0, columns)) for p in (layer.weight, layer.bias))
+    layer.out_features = len(columns)
 
 
 def _silence(layer: nn.Module, last: int) -> None:

@@ -166,7 +166,7 @@ class TwoTower(Scorer):
         if self.tower is None:
             return logits
         known = [self.numeric(self.numbers(batch)), *self._hours(batch), *([items] if self.feed_candidate else [])]
-        return logits + self.tower(torch.cat(known, 1), [])
+        return logits + self.tower(known, [])
 
     def numbers(self, batch: Batch) -> Tensor:
         return batch.statistics[:, : self.numeric.size]

@@ -82,7 +82,7 @@ def _losses(path: Path, *options: str) -> list[float]:
     setup = Setup.of(recipes.load("tin", ["train.device=cpu", "model.quiet=false", *options]), Store.open(path))
     model, feed, losses = setup.model(), Feed(setup, "train"), []
     index = np.arange(200)
-    model.numeric.fit(model.numbers(feed.batch(index, model)))
+    model.fit_numbers(model.numbers(feed.batch(index, model)))
     for _ in range(40):
         batch = feed.batch(index, model)
         rows = model.fetch(batch)

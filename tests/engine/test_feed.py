@@ -26,7 +26,7 @@ def _setup(path: Path, name: str, *overrides: str) -> Setup:
 def _pointers(feed: Feed, setup: Setup, index: np.ndarray) -> list[set[int]]:
     """The behaviours of each sample as places back from the request."""
     model = setup.model()
-    model.numeric.fit(torch.rand(10, model.numeric.size))
+    model.fit_numbers(torch.rand(10, model.numeric.size))
     batch = feed.batch(index, model)
     return [
         set(batch.rank[a:b].tolist())

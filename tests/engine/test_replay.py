@@ -41,7 +41,7 @@ def _setup(store: Path, name: str, device: str, *more: str) -> Setup:
 
 def _scores(setup: Setup, replays: bool, groups: list[np.ndarray], passes: int = 1) -> torch.Tensor:
     model, feed = setup.model(), Feed(setup, "test")
-    model.numeric.fit(torch.rand(100, model.numeric.size).to(setup.compute.device) * 20)
+    model.fit_numbers(torch.rand(100, model.numeric.size).to(setup.compute.device) * 20)
     feed.replays = replays
     return torch.cat(list(evaluate.scores(model, feed, setup.compute, groups * passes))).cpu()
 

@@ -9,6 +9,15 @@ from lsm_cli.models.numeric import Numeric
 from lsm_cli.models.tower import Cross, Tower
 from lsm_cli.options import ModelOptions
 
+OPTIONS = [
+    {},
+    {"cross": 0},
+    {"target_hidden": [5]},
+    {"experts": 3},
+    {"experts": 3, "cross": 0, "target_hidden": [5, 4]},
+]
+FORMS = pytest.mark.parametrize("options", OPTIONS, ids=str)
+
 
 def _fitted(values: torch.Tensor, bins: int = 8) -> Numeric:
     numeric = Numeric(values.shape[1], bins)
@@ -41,12 +50,31 @@ def test_unknown_numbers_are_a_flag_and_nothing_else() -> None:
     values[::2, 0] = -1
     numeric = _fitted(values)
     shown = numeric(torch.full((1, 2), -1.0))
-    assert shown[0, 2:4].tolist() == [1, 1] and shown.sum() == 2
+    assert shown[0, 2:3].tolist() == [1] and shown.sum() == 1  # the other was always known
     assert not _fitted(torch.full((10, 1), -1.0))(torch.full((1, 1), 3.0)).any()  # never known in training
 
 
 def test_numbers_that_never_vary_say_nothing() -> None:
     assert not _fitted(torch.full((50, 1), 7.0))(torch.tensor([[3.0], [9.0]])).any()
+
+
+@FORMS
+def test_leaving_out_what_no_sample_moves_changes_no_logit(options: dict) -> None:
+    torch.manual_seed(0)
+    values = torch.stack([torch.randint(0, 3, (500,)).float(), torch.rand(500) * 9, torch.full((500,), 2.0)], 1)
+    values[::2, 0] = -1
+    numeric = Numeric(3, 4)
+    tower = _tower({**options, "quiet": False}, common=numeric.out + 5)
+    whole, before = _tower({**options, "quiet": False}, common=numeric.out + 5), numeric.out
+    places = numeric.fit(values)
+    tower.keep(places, before)
+    beside, found = torch.randn(500, 5), torch.randn(500, 3)
+    shown = numeric(values)
+    assert places.tolist() == numeric.kept.tolist() and shown.shape[1] < before
+    assert all(column.any() for column in shown.t())
+    spread = shown.new_zeros(500, before).index_copy_(1, places, shown)
+    torch.testing.assert_close(tower([shown, beside], [found]), whole([spread, beside], [found]))
+    assert sum(p.numel() for p in tower.parameters()) < sum(p.numel() for p in whole.parameters())
 
 
 def test_cross_equals_its_equation() -> None:
@@ -59,16 +87,6 @@ def test_cross_equals_its_equation() -> None:
     torch.testing.assert_close(cross(first), value)
 
 
-OPTIONS = [
-    {},
-    {"cross": 0},
-    {"target_hidden": [5]},
-    {"experts": 3},
-    {"experts": 3, "cross": 0, "target_hidden": [5, 4]},
-]
-FORMS = pytest.mark.parametrize("options", OPTIONS, ids=str)
-
-
 def _tower(options: dict, common: int = 7, found: int = 3, targets: int = 2) -> Tower:
     torch.manual_seed(0)
     return Tower(common, found, ModelOptions(cross_rank=4, hidden=[8, 6], **options), targets)
@@ -78,8 +96,8 @@ def _tower(options: dict, common: int = 7, found: int = 3, targets: int = 2) -> 
 def test_quiet_features_have_no_say_at_first_but_learn(options: dict) -> None:
     tower, common = _tower(options), torch.randn(6, 7)
     found = torch.randn(6, 3, requires_grad=True)
-    logits = tower(common, [found])
-    torch.testing.assert_close(logits, tower(common, [torch.randn(6, 3)]))
+    logits = tower([common], [found])
+    torch.testing.assert_close(logits, tower([common], [torch.randn(6, 3)]))
     logits.sum().backward()
     assert not found.grad.any()
     firsts = [p for p in tower.parameters() if p.ndim == 2 and p.shape[1] == 10]
@@ -90,23 +108,23 @@ def test_quiet_features_have_no_say_at_first_but_learn(options: dict) -> None:
 def test_readings_of_their_own_change_only_their_targets(options: dict) -> None:
     tower = _tower({**options, "quiet": False}, targets=3)
     common, parts = torch.randn(6, 7), [torch.randn(6, 3) for _ in range(3)]
-    logits = tower(common, parts)
+    logits = tower([common], parts)
     for target, part in enumerate(parts):
-        torch.testing.assert_close(logits[:, target], tower(common, [part])[:, target])
-    changed = tower(common, [parts[0], torch.randn(6, 3), parts[2]])
+        torch.testing.assert_close(logits[:, target], tower([common], [part])[:, target])
+    changed = tower([common], [parts[0], torch.randn(6, 3), parts[2]])
     assert [torch.equal(logits[:, t], changed[:, t]) for t in range(3)] == [True, False, True]
 
 
 @FORMS
 def test_without_a_history_there_is_only_what_all_see(options: dict) -> None:
-    assert _tower(options, found=0)(torch.randn(6, 7), []).shape == (6, 2)
+    assert _tower(options, found=0)([torch.randn(6, 7)], []).shape == (6, 2)
 
 
 def test_experts_equal_their_equation() -> None:
     """f^τ(x) = Σ_k softmax(W^τ x)_k f_k(x), row by row (KDD'18, eq. 6 and 7)."""
     tower = _tower({"experts": 3, "cross": 0, "quiet": False})
     features = torch.randn(5, 10)
-    logits = tower(features[:, :7], [features[:, 7:]])
+    logits = tower([features[:, :7]], [features[:, 7:]])
     for row, x in enumerate(features):
         for target in range(2):
             gate = torch.softmax(tower.experts.gates.weight[3 * target : 3 * target + 3] @ x, 0)
@@ -117,6 +135,6 @@ def test_experts_equal_their_equation() -> None:
 
 def test_towers_of_their_own_share_nothing_above_the_bottom() -> None:
     tower = _tower({"target_hidden": [5]})
-    tower(torch.randn(6, 7), [torch.randn(6, 3)])[:, 0].sum().backward()
+    tower([torch.randn(6, 7)], [torch.randn(6, 3)])[:, 0].sum().backward()
     assert not any(p.grad.any() for p in tower.own[1].parameters())
     assert any(p.grad.any() for p in tower.own[0].parameters())

@@ -47,7 +47,7 @@ def _step(path: Path, name: str, kernels: str, more: list[str]) -> tuple[Tensor,
     setup = _setup(path, name, kernels, *more)
     model = setup.model()
     feed = Feed(setup, "train")
-    model.numeric.fit(model.numbers(feed.batch(np.arange(64), model)))
+    model.fit_numbers(model.numbers(feed.batch(np.arange(64), model)))
     batch = feed.batch(np.arange(5), model)
     calls, attend = 0, fused.attend
 

@@ -24,7 +24,7 @@ def _model(path: Path, name: str, *overrides: str) -> tuple[Setup, RankingModel]
     setup = Setup.of(options, Store.open(path))
     model = setup.model()
     index = np.arange(200)
-    model.numeric.fit(model.numbers(setup.assembler("train").batch(index)))
+    model.fit_numbers(model.numbers(setup.assembler("train").batch(index)))
     return setup, model.eval()
 
 

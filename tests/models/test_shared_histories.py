@@ -65,7 +65,7 @@ def _feed(path: Path, name: str, *more: str) -> tuple[Feed, Scorer]:
     of.user, of.end, of.time = (np.asarray(column)[asked] for column in (of.user, of.end, of.time))
     of.end[:4] = of.store.offsets[of.user[:4]]
     if model.numeric.size:
-        model.numeric.fit(model.numbers(feed.batch(np.arange(64), model)))
+        model.fit_numbers(model.numbers(feed.batch(np.arange(64), model)))
     return feed, model
 
 

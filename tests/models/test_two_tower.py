@@ -21,7 +21,7 @@ def _model(path: Path, *overrides: str) -> tuple[Setup, TwoTower]:
     options = recipes.load("sasrec", ["model.max_len=20", "model.init_std=0.5", "model.quiet=false", *overrides])
     setup = Setup.of(options, Store.open(path))
     model = setup.model()
-    model.numeric.fit(model.numbers(setup.assembler("train").batch(np.arange(200))))
+    model.fit_numbers(model.numbers(setup.assembler("train").batch(np.arange(200))))
     return setup, model.eval()
 
 
@@ -69,8 +69,7 @@ def test_the_score_is_the_product_of_the_towers_and_what_is_known_without_the_ot
     with torch.no_grad():
         rows = model.fetch(batch)
         users, items = model.users(batch, rows), model.items(rows)
-        moment = torch.cat([model.numeric(batch.statistics), *model._hours(batch), items], 1)
-        own = model.tower(moment, [])
+        own = model.tower([model.numeric(batch.statistics), *model._hours(batch), items], [])
         for b in range(40):
             for target in range(2):
                 literal = (users[b, target, :-1] * items[b]).sum() + users[b, target, -1] + own[b, target]

@@ -326,7 +326,7 @@ def test_a_fresh_attention_goes_by_side_information_alone(small_store: Path, nam
     model, _ = fresh(small_store, name, "model.temporal_start=zero", "model.quiet=false")
     keys, query = model.keys(batch)
     torch.testing.assert_close(keys.scores(query), keys.scores(query, added=False))
-    model.numeric.fit(model.numbers(batch))
+    model.fit_numbers(model.numbers(batch))
     model(batch, model.fetch(batch)).sum().backward()
     for space in model.spaces:
         for table in space.temporal.tables.values():
