@@ -101,6 +101,7 @@ def train_one(console: Console, setup: Setup, out: Path, resume: bool) -> Finish
         total = store.splits["train"] * options.train.epochs
         with stoppable() as stop, console.progress("train", total, "samples") as bar:
             trainer = Trainer(setup, run, bar, stop)
+            trainer.prepare()
             console.say(f"model      {count(parameters(trainer.model))} parameters; {trainer.total:,} steps")
             trainer.fit()
         learned = tiers.record(trainer.model, learns=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cached_property
+
 import numpy as np
 
 from lsm_cli.data.store import MISSING, Store
@@ -69,6 +71,11 @@ class EventValues:
         level = store.fields[field].level
         self.column = np.asarray(store.column("category" if level else field))
         self.level = np.ascontiguousarray(store.ancestors[:, level - 1]) if level else None
+
+    @cached_property
+    def sizes(self) -> np.ndarray | None:
+        """[nodes], how many nodes the subtree of each node of the level has; numbered depth first, they follow it."""
+        return None if self.level is None else np.bincount(self.level, minlength=len(self.level))
 
     def at(self, pointer: np.ndarray) -> np.ndarray:
         """int [n]."""

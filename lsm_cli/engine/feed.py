@@ -61,8 +61,9 @@ class Feed:
         self.assembler = setup.assembler(split, shuffle_seed)
         self.user, self.labels = self.assembler.user, self.assembler.labels
         self.matches: MatchStatistics | None = setup.match_statistics()
+        shared = self.matches.histories if self.matches is not None else None
         if self.file is None and self.options.method in ("hard", "hybrid"):
-            self.hard = HardSearch(setup.store, setup.hard_options(), setup.recipe.engine.search_index)
+            self.hard = HardSearch(setup.store, setup.hard_options(), setup.recipe.engine.search_index, shared)
         self.soft = self.file is None and self.options.method in BY_ATTENTION
         self.hashes = self.options.method in ("eta", "sdim")
         self.shares = setup.recipe.engine.share_histories
@@ -113,17 +114,17 @@ class Feed:
     def _batch(self, index: np.ndarray, model: Scorer, ahead: int, share: bool) -> Batch:
         with torch.no_grad():
             with trace.part(trace.SEARCH):
+                queries = self.assembler.queries(index) if self.soft or self.hard or self.matches else None
                 if self.soft:
-                    batch = self._softly(index, cast(RankingModel, model))
+                    batch = self._softly(index, cast(Queries, queries), cast(RankingModel, model))
                 else:
-                    read = self._pointers(index)
+                    read = self._pointers(index, queries)
             if not self.soft:
                 batch = self._assembled(index, read, model if ahead else None, ahead, share)
             if self.matches is not None:
                 with trace.part(trace.NUMBERS):
-                    queries = self.assembler.queries(index)
-                    whole = replace(queries, first=self.assembler.store.offsets[queries.user])
-                    batch.matches = torch.from_numpy(self.matches(whole)).to(self.device)
+                    matches = self.matches(self._whole(cast(Queries, queries)))
+                    batch.matches = torch.from_numpy(matches).to(self.device)
         return batch
 
     def batches(self, groups: Iterable[np.ndarray], model: Scorer) -> Generator[Batch, None, None]:
@@ -171,31 +172,35 @@ class Feed:
         queries = self.assembler.queries(index)
         if self.soft:
             assert model is not None
-            batch = self._softly(index, model)
+            batch = self._softly(index, queries, model)
             offsets, rank = batch.offsets.cpu().numpy(), batch.rank.cpu().numpy()
             return Pointers(offsets, np.repeat(queries.end, np.diff(offsets)) - rank)
-        return self._pointers(index) or union(len(index), _newest(queries, len(self.assembler.event_time)))
+        return self._pointers(index, queries) or union(len(index), _newest(queries, len(self.assembler.event_time)))
 
     @torch.no_grad()
     def scores(self, everything: Batch, model: RankingModel) -> Tensor:
         """What a soft search goes by, for every behaviour of a batch: [N], -inf = never found."""
         return self._scores(*model.keys(everything, self.hashes))
 
-    def _pointers(self, index: np.ndarray) -> Pointers | None:
+    def _whole(self, queries: Queries) -> Queries:
+        """The same with all behaviours within reach; the very same where they are, so that what was seen is seen."""
+        first = self.assembler.store.offsets[queries.user]
+        return queries if np.array_equal(first, queries.first) else replace(queries, first=first)
+
+    def _pointers(self, index: np.ndarray, queries: Queries | None) -> Pointers | None:
         """What a search of the store alone finds; None = the most recent."""
         if self.file is not None:
             return self.file.take(index)
         if self.hard is None:
             return None
-        queries = self.assembler.queries(index)
+        assert queries is not None
         found = self.hard(queries)
         if not self.options.recent:
             return found.by_time()
         return union(len(index), (found.row, found.pointer), _newest(queries, self.options.recent))
 
-    def _softly(self, index: np.ndarray, model: RankingModel) -> Batch:
+    def _softly(self, index: np.ndarray, queries: Queries, model: RankingModel) -> Batch:
         """Score everything within reach and read the best; a history that several candidates read is read once."""
-        queries = self.assembler.queries(index)
         shared = share(queries)
         if not (self.shares and shared.pays(model.spaces[-1].dim < NARROW)):
             everything = self._assembled(index)

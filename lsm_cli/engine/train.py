@@ -94,7 +94,7 @@ class Trainer:
         self.weights = torch.tensor(
             [self.options.weights.get(target, 1.0) for target in setup.targets], device=setup.compute.device
         )
-        self.at = Position()
+        self.at, self.prepared = Position(), False
         self.pieces = fitting.Pieces("batch", setup.compute.device, self.progress.warn)
         self.train.tell(self.progress.warn)
         self.tracking = Tracking(setup.recipe, run)
@@ -111,8 +111,8 @@ class Trainer:
 
     # the loop
 
-    def fit(self) -> None:
-        """Train to the end, from wherever the run stands."""
+    def prepare(self) -> None:
+        """Stand where the run stands: before the first step, or where its state was saved."""
         state = self.run.load_state(mapped=self.setup.recipe.engine.table_tier == "file")
         if state is None:
             self.fit_scales()
@@ -120,6 +120,13 @@ class Trainer:
             self.tracking.start([])
         else:
             self._restore(state)
+        self.prepared = True
+
+    def fit(self) -> None:
+        """Train to the end, from wherever the run stands."""
+        if not self.prepared:
+            self.prepare()
+        self.prepared = False
         self.progress.advance(self.at.samples, total=len(self.train) * self.options.epochs)
         validate_at = self._validation_steps()
         while not self.at.finished:

@@ -102,7 +102,7 @@ class RankingModel(Scorer):
         features += options.dim * len(self.space.candidate) if options.candidate else 0
         read = cast(int, self.reader.out) if self.reader is not None else 0
         self.feed_candidate = options.candidate
-        self.tower = Tower(features, read, options, targets)
+        self.tower: Tower = Tower(features, read, options, targets)
 
     def start(self, rates: Tensor, item_vectors: Callable[[], Tensor]) -> None:
         self.tower.start(rates)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from lsm_cli.data.batches import Pointers
 
+NONE = np.empty(0, np.int64)
 PLACE_BITS = 40  # event pointers in sorting keys: 10^12 events
 
 
@@ -40,6 +42,17 @@ class Found:
         group, pointer = key >> PLACE_BITS, last - (key & last)
         row, level = np.divmod(group, levels)
         return cls(_offsets(row, samples), pointer, level.astype(np.uint8))
+
+    @classmethod
+    def gathered(cls, samples: int, parts: Sequence[tuple[np.ndarray, np.ndarray, np.ndarray]]) -> Found:
+        """Put (row, level, pointer) parts together, each in the order of its rows' finds."""
+        row, level, pointer = (np.concatenate([part[place] for part in parts]) if parts else NONE for place in range(3))
+        offsets, ends = _offsets(row, samples), np.flatnonzero(np.append(row[1:] != row[:-1], True)[: len(row)])
+        count = np.diff(ends, prepend=-1)
+        place = np.arange(len(row)) + np.repeat(offsets[row[ends]] - (ends + 1 - count), count)
+        found = cls(offsets, np.empty(len(row), np.int64), np.empty(len(row), np.uint8))
+        found.pointer[place], found.level[place] = pointer, level
+        return found
 
     def by_time(self) -> Pointers:
         """The same behaviours, oldest first, as models read them."""

@@ -9,19 +9,19 @@ may stand below the leaf: a busy leaf then cannot crowd out the very item. With 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from lsm_cli.data.assembling import visible_end
 from lsm_cli.data.batches import Queries
-from lsm_cli.data.orders import EventValues, Order, ragged_arange
+from lsm_cli.data.orders import Order, ragged_arange
 from lsm_cli.data.store import MISSING, Store
 from lsm_cli.search.found import Found
-from lsm_cli.search.scan import Scan
+from lsm_cli.search.scan import SCAN_BELOW, Histories, Scan, scanned
 
 ANY = "any"
-SPARED = 512  # histories of the length `scan_below` that are scanned in the time of the smallest look-up
+ENDLESS = 1 << 40
 
 
 @dataclass(frozen=True)
@@ -43,49 +43,54 @@ class HardOptions:
     budgets: dict[str, int]
     within: int = 0
     only: dict[str, np.ndarray] | None = None
-    scan_below: int = 1024
+    scan_below: int = SCAN_BELOW
 
 
 class HardSearch:
-    """Searches the trajectories of one store; without an index, or unless `by_index`, every history is scanned."""
+    """Searches the trajectories of one store; without an index, or unless `by_index`, every history is scanned.
 
-    def __init__(self, store: Store, options: HardOptions, by_index: bool = True) -> None:
+    Args:
+        histories: of the store, where others look at them too.
+    """
+
+    def __init__(
+        self, store: Store, options: HardOptions, by_index: bool = True, histories: Histories | None = None
+    ) -> None:
         self.store, self.options = store, options
         self.budgets = [min(options.budgets.get(level, options.top_k), options.top_k) for level in options.levels]
-        self.values = [None if level == ANY else EventValues(store, level) for level in options.levels]
         self.indexed = by_index and all(level in store.index for level in options.levels if level != ANY)
         self.orders = [Order(store, level) if self.indexed and level != ANY else None for level in options.levels]
         # within one taxonomy the level just below tells: whatever matches further down matches there too
         self.finer = [_telling(store, options.levels[:place]) for place in range(len(options.levels))]
-        self.filters = [
-            (np.isin(np.arange(_size(store, field)), ids), EventValues(store, field))
-            for field, ids in (options.only or {}).items()
-        ]
-        self.scan = Scan(options.levels, self.values, self.budgets, options.top_k, self.filters)
+        self.filters = {
+            field: np.isin(np.arange(_size(store, field)), ids) for field, ids in (options.only or {}).items()
+        }
+        self.histories = histories or Histories(store)
+        levels = [None if level == ANY else level for level in options.levels]
+        self.scan = Scan(self.histories, levels, self.budgets, options.top_k, self.filters)
 
     def __call__(self, queries: Queries) -> Found:
         """Up to K behaviours for each query, before its request; cost grows with log(length), not with the length."""
-        first = queries.first
         if self.options.within:
-            first = np.maximum(first, visible_end(self.store, queries.user, queries.time - self.options.within))
-        queries = Queries(queries.user, first, queries.end, queries.time, queries.target)
-        length = np.maximum(queries.end - first, 0)
-        below = self.options.scan_below
-        short = length <= below
-        if not self.indexed or int(length[~short].sum()) <= below * (np.count_nonzero(~short) + SPARED):
-            return self.scan(queries)
-        if not short.any():
-            return Found.ordered(len(queries), *self._look_up(queries))
+            first = visible_end(self.store, queries.user, queries.time - self.options.within)
+            first = np.minimum(np.maximum(queries.first, first), queries.end)
+            queries = replace(queries, first=first)
+        short = scanned(queries.end - queries.first, self.options.scan_below if self.indexed else ENDLESS)
         near, far = np.flatnonzero(short), np.flatnonzero(~short)
-        found, (row, level, pointer) = self.scan(queries.take(near)), self._look_up(queries.take(far))
-        row = np.concatenate([near[found.row], far[row]])
+        if not near.size:
+            return Found.ordered(len(queries), *self._look_up(queries))
+        found = self.scan(queries, near)
+        if not far.size:
+            return found
+        row, level, pointer = self._look_up(queries.take(far))
+        row = np.concatenate([found.row, far[row]])
         level, pointer = np.concatenate([found.level, level]), np.concatenate([found.pointer, pointer])
         return Found.ordered(len(queries), row, level, pointer)
 
     def _allowed(self, pointer: np.ndarray) -> np.ndarray | None:
         found: np.ndarray | None = None
-        for allowed, values in self.filters:
-            ok = allowed.take(values.at(pointer))
+        for name, allowed in self.filters.items():
+            ok = allowed.take(self.histories.values(name).at(pointer))
             found = ok if found is None else found & ok
         return found
 
@@ -139,10 +144,9 @@ class HardSearch:
         """bool [n]: allowed by the filters and matched by no finer level; None = all are."""
         ok = self._allowed(pointer)
         for finer in self.finer[level]:
-            values = self.values[finer]
-            assert values is not None
-            target = queries.target[self.options.levels[finer]]
-            new = values.at(pointer) != np.where(target > MISSING, target, -1)[row]
+            name = self.options.levels[finer]
+            target = queries.target[name]
+            new = self.histories.values(name).at(pointer) != np.where(target > MISSING, target, -1)[row]
             ok = new if ok is None else ok & new
         return ok
 

@@ -1,10 +1,12 @@
-"""Match statistics over the whole history, from the store's index, without reading it.
+"""Match statistics over the whole history, without making a model read it.
 
-How often a behaviour shares the candidate's item, category level or scenario is the length of a run; how often lately
-is a cut of it by binary search. Cost per sample is fields x cuts x log(run), whatever the length of the history.
+How often a behaviour shares the candidate's item, category level or scenario is in a long history the length of a run
+of the store's index; how often lately is a cut of it by binary search. Short ones are looked at whole.
 """
 
 from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 
@@ -13,6 +15,8 @@ from lsm_cli.data.batches import SECONDS_PER_DAY, Queries
 from lsm_cli.data.orders import Order
 from lsm_cli.data.store import Store
 from lsm_cli.errors import InputError
+from lsm_cli.search import bits
+from lsm_cli.search.scan import SCAN_BELOW, Histories, scanned
 
 
 class MatchStatistics:
@@ -23,12 +27,20 @@ class MatchStatistics:
         fields: fields that behaviours and candidates share.
         days: counts over the last so many days.
         windows: counts over the last so many behaviours.
+        scan_below: histories up to this length are looked at whole, longer ones go by the index.
 
     Raises:
         InputError: the store has no index.
     """
 
-    def __init__(self, store: Store, fields: list[str], days: list[float], windows: list[int]) -> None:
+    def __init__(
+        self,
+        store: Store,
+        fields: list[str],
+        days: list[float],
+        windows: list[int],
+        scan_below: int = SCAN_BELOW,
+    ) -> None:
         missing = [name for name in fields if name not in store.index]
         if missing:
             raise InputError(
@@ -36,48 +48,78 @@ class MatchStatistics:
                 f"build-sequences --index-only --out {store.path}`, or use model.evidence_from=read"
             )
         self.store, self.fields, self.days, self.windows = store, fields, days, windows
+        self.scan_below = scan_below
         self.orders = [Order(store, name) for name in fields]
+        self.histories = Histories(store)
         self.names = matches_names(fields, days, windows)
 
     def __call__(self, queries: Queries) -> np.ndarray:
         """float32 [n, len(names)]; ages in seconds, ranks from the request, -1 where nothing matches."""
-        user, first, end, size = queries.user, queries.first, np.maximum(queries.end, queries.first), len(queries)
+        length, cuts = queries.end - queries.first, self._cuts(queries)
+        found = np.empty((len(queries), len(self.names)), np.float32)
+        short = scanned(length, self.scan_below)
+        for rows, count in ((np.flatnonzero(short), self._scan), (np.flatnonzero(~short), self._look_up)):
+            if rows.size and self.fields:
+                found[rows, :-3] = self._columns(queries, rows, count(queries, rows, cuts))
+        time, held = self.store.column("time"), length > 0
+        found[:, -3] = length
+        for number, pointer in ((-2, queries.end - 1), (-1, queries.first)):  # the newest, the oldest
+            found[:, number] = -1
+            found[held, number] = (queries.time[held] - time[pointer[held]]) / self.store.ticks_per_second
+        return found
+
+    def _cuts(self, queries: Queries) -> np.ndarray:
+        """Where the days and the windows begin: event pointers, int64 [days + windows, n]."""
         per_day = SECONDS_PER_DAY * self.store.ticks_per_second
         spans = np.array([round(day * per_day) for day in self.days], np.int64)
         since = queries.time[None] - spans[:, None]
-        bounds = [visible_end(self.store, np.tile(user, len(spans)), since.ravel())] if len(spans) else []
-        bounds += [end - window for window in self.windows]
-        cuts = np.concatenate(bounds) if bounds else np.empty(0, np.int64)
-        many = len(cuts) // max(size, 1)
-        time = self.store.column("time")
-        found = np.empty((size, len(self.names)), np.float32)
-        column = 0
-        for name, order in zip(self.fields, self.orders, strict=True):
-            low, high = order.runs(user, queries.target[name], first, end)
-            count = high - low
-            found[:, column] = count
-            some = np.flatnonzero(count)  # most candidates were never met: nothing to cut there
-            recent = np.zeros((many, size), np.int64)
-            if some.size and many:
-                at = np.tile(some, many)
-                bound = cuts.reshape(many, size)[:, some].ravel()
-                place = order.cut(user[at], low[at], high[at], bound)
-                recent[:, some] = (high[at] - place).reshape(many, -1)
-            found[:, column + 1 : column + 1 + many] = recent.T
-            column += 1 + many
-            age, rank = np.full(size, -1.0), np.full(size, -1.0)
-            last = order.pointers(user[some], high[some] - 1)
-            age[some] = (queries.time[some] - time[last]) / self.store.ticks_per_second
-            rank[some] = end[some] - last
-            found[:, column], found[:, column + 1] = age, rank
-            column += 2
-        length = end - first
-        found[:, column] = length
-        for number, pointer in enumerate((end - 1, first), column + 1):  # the newest, the oldest
-            held = np.where(length > 0, pointer, 0)
-            age = (queries.time - time[held]) / self.store.ticks_per_second if len(time) else np.zeros(size)
-            found[:, number] = np.where(length > 0, age, -1)
+        found = np.empty((len(self.days) + len(self.windows), len(queries)), np.int64)
+        if len(spans):
+            user = np.tile(queries.user, len(spans))
+            found[: len(spans)] = visible_end(self.store, user, since.ravel()).reshape(since.shape)
+        for place, window in enumerate(self.windows, len(spans)):
+            found[place] = queries.end - window
         return found
+
+    def _columns(
+        self, queries: Queries, rows: np.ndarray, counted: Iterable[tuple[np.ndarray, np.ndarray]]
+    ) -> np.ndarray:
+        """Of the counts [1 + cuts, rows] and the last match [rows] of each field: the columns of its names."""
+        time, now, end = self.store.column("time"), queries.time[rows], queries.end[rows]
+        columns = []
+        for counts, pointer in counted:
+            some = np.flatnonzero(counts[0])
+            age, rank = np.full(len(rows), -1.0), np.full(len(rows), -1.0)
+            age[some] = (now[some] - time[pointer[some]]) / self.store.ticks_per_second
+            rank[some] = end[some] - pointer[some]
+            columns += [*counts, age, rank]
+        return np.stack(columns, 1)
+
+    def _scan(self, queries: Queries, rows: np.ndarray, cuts: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """By looking at every behaviour."""
+        counts = np.zeros((len(self.fields), 1 + len(cuts), len(queries)), np.int64)
+        last = np.zeros((len(self.fields), len(queries)), np.int64)
+        for part in self.histories.parts(queries, rows):
+            match = np.stack([part.matching(name) for name in self.fields], 1)
+            lately = part.since(cuts[:, part.rows])
+            counts[:, 0, part.rows] = bits.count(match)
+            counts[:, 1:, part.rows] = bits.count(match[:, :, None] & lately[:, None])
+            last[:, part.rows] = part.begin + bits.last(match)
+        return zip(counts[..., rows], last[:, rows], strict=True)
+
+    def _look_up(self, queries: Queries, rows: np.ndarray, cuts: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """By the index: cost per field and cut is log(run), whatever the length of the history."""
+        queries, cuts = queries.take(rows), cuts[:, rows]
+        for name, order in zip(self.fields, self.orders, strict=True):
+            low, high = order.runs(queries.user, queries.target[name], queries.first, queries.end)
+            some = np.flatnonzero(high > low)  # most candidates were never met: nothing to cut there
+            counts, last = np.zeros((1 + len(cuts), len(rows)), np.int64), np.zeros(len(rows), np.int64)
+            counts[0] = high - low
+            at, user = np.tile(some, len(cuts)), queries.user
+            place = order.cut(user[at], low[at], high[at], cuts[:, some].ravel())
+            counts[1:, some] = (high[at] - place).reshape(len(cuts), -1)
+            last[some] = order.pointers(user[some], high[some] - 1)
+            yield counts, last
 
 
 def matches_names(fields: list[str], days: list[float], windows: list[int]) -> list[str]:

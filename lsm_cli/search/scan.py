@@ -1,139 +1,164 @@
-"""Hard search by looking at every behaviour: padded rows, a key per behaviour, a partition.
+"""Looking at every behaviour: padded rows of the narrow columns, compared as they lie, and a bit for each match.
 
-Histories are copied out of the narrow columns in rows of one width. A behaviour's level is found by comparison: its id
-with the candidate's, or, as a subtree of the taxonomy is one range of ids, its node with the ends of that range. Level
-and place make one narrow key, of which the K greatest are what is searched.
+A behaviour matches if its id is the candidate's or, as a subtree of the taxonomy is one range of ids, if its node lies
+between the ends of that range. What is then counted or chosen are sets of bits, 64 behaviours at a time.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
 from lsm_cli.data.batches import Queries
 from lsm_cli.data.orders import EventValues
-from lsm_cli.data.store import MISSING
+from lsm_cli.data.store import MISSING, Store
+from lsm_cli.search import bits
 from lsm_cli.search.found import Found
 
-CELLS = 1 << 18  # behaviours at once: what is made of them stays in the cache
+CELLS = 1 << 20  # behaviours at once
+SCAN_BELOW = 4096  # longest history that is sooner looked at whole than looked up, where there is an index
+SPARED = 128  # histories of that length that are looked at in the time of the smallest look-up
+
+
+def scanned(length: np.ndarray, below: int) -> np.ndarray:
+    """bool [n], which histories are sooner looked at whole: those up to a length, and all if few are longer."""
+    short = length <= below
+    few = int(length[~short].sum()) <= below * (np.count_nonzero(~short) + SPARED)
+    return np.ones_like(short) if few else short
+
+
+class Histories:
+    """The histories of a store, to be looked at whole.
+
+    What was last looked at is kept: match statistics and a search go through the same histories of a batch.
+    """
+
+    def __init__(self, store: Store) -> None:
+        self.store, self.events = store, len(store.column("time"))
+        self._values: dict[str, EventValues] = {}
+        self._last: tuple[Queries, np.ndarray, list[Part]] | None = None
+
+    def values(self, field: str) -> EventValues:
+        if field not in self._values:
+            self._values[field] = EventValues(self.store, field)
+        return self._values[field]
+
+    def parts(self, queries: Queries, rows: np.ndarray) -> list[Part]:
+        """Those of some queries whose history holds anything, of about the same length together."""
+        if self._last is None or self._last[0] is not queries or not np.array_equal(self._last[1], rows):
+            self._last = queries, rows, list(self._cut(queries, rows))
+        return self._last[2]
+
+    def _cut(self, queries: Queries, rows: np.ndarray) -> Iterator[Part]:
+        length = queries.end[rows] - queries.first[rows]
+        order = np.argsort(length, kind="stable")
+        rows, length = rows[order], length[order]
+        at = int(np.searchsorted(length, 1))
+        while at < len(rows):
+            widest = int(length[at : at + max(1, CELLS // int(length[at]))][-1])
+            until = at + max(1, CELLS // widest)
+            yield Part(self, rows[at:until], queries.take(rows[at:until]), int(length[at:until][-1]))
+            at = until
+
+
+class Part:
+    """Some histories side by side.
+
+    Args:
+        rows: int64 [n], which queries these are.
+        width: of the longest history.
+    """
+
+    def __init__(self, histories: Histories, rows: np.ndarray, queries: Queries, width: int) -> None:
+        self.histories, self.rows, self.queries, self.width = histories, rows, queries, width
+        # near the end of the columns rows begin before their history
+        self.begin = np.minimum(queries.first, histories.events - width)
+        self.inside = self.since(queries.first) & ~self.since(queries.end)
+        self._windows: dict[str, np.ndarray] = {}
+        self._matching: dict[str, np.ndarray] = {}
+
+    def since(self, pointer: np.ndarray) -> np.ndarray:
+        """Places at or after event pointers [..., n]: sets [words, ..., n]."""
+        return bits.since(pointer - self.begin, bits.words(self.width))
+
+    def matching(self, field: str) -> np.ndarray:
+        """Behaviours of the histories that share a field with the candidates: sets [words, n]."""
+        if field not in self._matching:
+            match = _matches(self._window(field), self.queries.target[field], self.histories.values(field))
+            self._matching[field] = bits.pack(match) & self.inside
+        return self._matching[field]
+
+    def holding(self, field: str, allowed: np.ndarray) -> np.ndarray:
+        """Places whose value of a field is one of those in bool [ids]: sets [words, n]."""
+        ids, level = self._window(field), self.histories.values(field).level
+        return bits.pack(allowed.take(ids if level is None else level.take(ids)))
+
+    def _window(self, field: str) -> np.ndarray:
+        """[n, width] of the column; all levels of the taxonomy are read from one."""
+        values = self.histories.values(field)
+        column = field if values.level is None else "category"
+        if column not in self._windows:
+            self._windows[column] = np.lib.stride_tricks.sliding_window_view(values.column, self.width)[self.begin]
+        return self._windows[column]
 
 
 class Scan:
     """Hard search without an index.
 
     Args:
-        names: fields of the levels, finest first.
-        values: of the same levels; None = every behaviour matches.
+        histories: of the store.
+        levels: fields, finest first; None = every behaviour matches.
         budgets: most behaviours that each level may contribute.
         top_k: behaviours to find.
-        filters: (bool [ids], field) that a behaviour must pass.
+        filters: field -> bool [ids], which values a behaviour may have.
     """
 
     def __init__(
         self,
-        names: Sequence[str],
-        values: Sequence[EventValues | None],
+        histories: Histories,
+        levels: Sequence[str | None],
         budgets: Sequence[int],
         top_k: int,
-        filters: Sequence[tuple[np.ndarray, EventValues]],
+        filters: Mapping[str, np.ndarray],
     ) -> None:
-        self.names, self.values, self.budgets, self.top_k, self.filters = names, values, budgets, top_k, filters
-        known = {_column(name, one): one.column for name, one in zip(names, values, strict=True) if one is not None}
-        self.columns = [*known.values()]
-        self.place = [
-            None if one is None else [*known].index(_column(name, one)) for name, one in zip(names, values, strict=True)
-        ]
-        self.sizes = [None if one is None or one.level is None else _sizes(one.level) for one in values]
+        self.histories, self.levels, self.budgets, self.top_k = histories, levels, budgets, top_k
+        self.filters = filters
 
-    def __call__(self, queries: Queries) -> Found:
-        """Up to K behaviours of each query, best first; cost grows with the length of the histories."""
-        length = np.maximum(queries.end - queries.first, 0)
-        widest = int(length.max(initial=0))
-        bits, levels = widest.bit_length(), len(self.names)
-        dtype = np.min_scalar_type(-(((levels + 1) << bits) + 1))
-        best = np.zeros((len(queries), min(self.top_k, widest)), dtype)
-        start = queries.first.copy()
-        order = np.argsort(length, kind="stable")  # rows of about the same length together
-        at = int(np.searchsorted(length[order], 1))
-        while at < len(order):
-            rows = order[at : at + max(1, CELLS // int(length[order[at]]))]
-            rows = rows[: max(1, CELLS // int(length[rows[-1]]))]
-            key = self._keys(queries.take(rows), length[rows], start, rows, bits, dtype)
-            most = min(best.shape[1], key.shape[1])
-            if most < key.shape[1]:
-                key.partition(key.shape[1] - most, axis=1)
-                key = key[:, key.shape[1] - most :]
-            key.sort(axis=1)
-            best[rows, :most] = key[:, ::-1]
-            at += len(rows)
-        real = best >= 1 << bits
-        row, _ = np.nonzero(real)
-        key = best[real].astype(np.int64)
-        offsets = np.concatenate([[0], np.cumsum(real.sum(1))])
-        pointer = start[row] + (key & ((1 << bits) - 1)) - 1
-        return Found(offsets, pointer, (levels - (key >> bits)).astype(np.uint8))
+    def __call__(self, queries: Queries, rows: np.ndarray) -> Found:
+        """Up to K behaviours of some of the queries, best first; cost grows with the length of the histories."""
+        finds = []
+        for part in self.histories.parts(queries, rows):
+            row, level, place = bits.members(self._choose(part))
+            finds.append((part.rows[row], level, part.begin[row] + place))
+        return Found.gathered(len(queries), finds)
 
-    def _keys(
-        self, queries: Queries, length: np.ndarray, start: np.ndarray, rows: np.ndarray, bits: int, dtype: np.dtype
-    ) -> np.ndarray:
-        """[rows, width]: (levels - level) << bits | place + 1, below 1 << bits for what does not match.
-
-        Places count from `start`, which is filled in: rows near the end of the columns begin before their history.
-        """
-        width = int(length[-1])
-        total = len(self.columns[0]) if self.columns else int(queries.end.max())
-        begin = np.minimum(queries.first, total - width)
-        start[rows] = begin
-        place = np.arange(width, dtype=dtype)
-        after = (queries.first - begin).astype(dtype)[:, None]
-        inside = place < (queries.end - begin).astype(dtype)[:, None]
-        if after.any():
-            inside &= place >= after
-        for allowed, values in self.filters:
-            ids = _rows(values.column, begin, width)
-            inside &= allowed.take(ids if values.level is None else values.level.take(ids))
-        windows = [_rows(column, begin, width) for column in self.columns]
-        score = np.zeros((len(rows), width), np.uint8)
-        for rank, (name, at, size) in enumerate(reversed([*zip(self.names, self.place, self.sizes, strict=True)]), 1):
-            if at is None:
-                score[:] = rank
-                continue
-            match = _matches(windows[at], queries.target[name], size)
-            np.maximum(score, match.view(np.uint8) * np.uint8(rank), out=score)
-        score *= inside.view(np.uint8)
-        for level, budget in enumerate(self.budgets):
-            if budget < min(self.top_k, width):
-                match = score == len(self.names) - level
-                newer = np.cumsum(match[:, ::-1], axis=1, dtype=np.int32)[:, ::-1]
-                score[match & (newer > budget)] = 0
-        key = score.astype(dtype)
-        key <<= bits
-        key += place + dtype.type(1)
-        return key
+    def _choose(self, part: Part) -> np.ndarray:
+        """The chosen places: sets [words, levels, n]."""
+        left, wanted, found = np.full(len(part.rows), self.top_k), [], []
+        open_ = part.inside
+        for name, allowed in self.filters.items():
+            open_ = open_ & part.holding(name, allowed)
+        for field, budget in zip(self.levels, self.budgets, strict=True):
+            found.append(open_ if field is None else open_ & part.matching(field))
+            wanted.append(np.minimum(np.minimum(left, budget), bits.count(found[-1])))
+            left = left - wanted[-1]
+            if not left.any():
+                break
+            open_ = open_ & ~found[-1]
+        sets, most = np.stack(found, 1), np.stack(wanted)
+        sets *= most > 0
+        level, row = np.nonzero((most > 0) & (most < bits.count(sets)))
+        sets[:, level, row] = bits.latest(sets[:, level, row], most[level, row])
+        return sets
 
 
-def _column(name: str, values: EventValues) -> str:
-    """Levels of the taxonomy are read from one column."""
-    return name if values.level is None else "category"
-
-
-def _sizes(level: np.ndarray) -> np.ndarray:
-    """[nodes], how many nodes the subtree has; nodes are numbered depth first, so they follow their root."""
-    return np.bincount(level, minlength=len(level))
-
-
-def _rows(column: np.ndarray, begin: np.ndarray, width: int) -> np.ndarray:
-    """[n, width]: column[b : b + width] of each b."""
-    return np.lib.stride_tricks.sliding_window_view(column, width)[begin]
-
-
-def _matches(ids: np.ndarray, target: np.ndarray, size: np.ndarray | None) -> np.ndarray:
-    """bool [n, width]: is the id the target's, or with sizes of subtrees, below the target?"""
+def _matches(ids: np.ndarray, target: np.ndarray, values: EventValues) -> np.ndarray:
+    """bool [n, width]: is the id the target's, or if it is a node, below the target?"""
     known = (target > MISSING) & (target <= np.iinfo(ids.dtype).max)
     wanted = np.where(known, target, -1).astype(ids.dtype)[:, None]
-    if size is None:
+    span = np.where(known, values.sizes.take(target, mode="clip"), 0) if values.sizes is not None else known
+    if span.max(initial=0) <= 1:
         return ids == wanted
     unsigned = np.dtype(f"u{ids.dtype.itemsize}")
-    span = np.where(known, size.take(target, mode="clip"), 0).astype(unsigned)[:, None]
-    return (ids - wanted).view(unsigned) < span
+    return (ids - wanted).view(unsigned) < span.astype(unsigned)[:, None]

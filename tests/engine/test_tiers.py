@@ -69,8 +69,8 @@ def test_training_and_scoring_are_the_same(small_store: Path, tmp_path: Path, ca
     for number, tier in enumerate((["file", "engine.cache_rows=30"], ["host", "engine.cache_rows=3"])):
         kept = [f"engine.table_tier={tier[0]}", tier[1], f"engine.prefetch={2 - 2 * number}"]
         one = _trainer(small_store, tmp_path / str(number), name, *more, *kept)
-        assert one.model.cached and parameters(one.model) == parameters(whole.model)
         one.fit()
+        assert one.model.cached and parameters(one.model) == parameters(whole.model)
         learned = tiers.record(one.model, learns=True)["item"]
         assert learned["asked"] and (learned["in_pieces"] or number == 0)
         assert learned["hit"] + learned["ahead"] + learned["waited"] == pytest.approx(1)

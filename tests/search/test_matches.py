@@ -15,6 +15,7 @@ from lsm_cli.data.store import MISSING, Store
 from lsm_cli.errors import InputError
 from lsm_cli.kernels.ragged import Segments
 from lsm_cli.models.evidence import Evidence, match_mask
+from lsm_cli.search import scan
 from lsm_cli.search.matches import MatchStatistics
 from tests.search.forest import random_queries, random_store, value
 
@@ -23,13 +24,21 @@ DAY = 86_400.0
 
 
 @settings(max_examples=60, deadline=None)
-@given(seed=st.integers(0, 1 << 30), longest=st.sampled_from([0, 5, 80]))
-def test_equals_a_literal_count(seed: int, longest: int) -> None:
+@given(
+    seed=st.integers(0, 1 << 30),
+    longest=st.sampled_from([0, 5, 80, 200]),
+    below=st.sampled_from([-1, 40, 1 << 40]),
+    cells=st.sampled_from([1, 300, 1 << 20]),
+)
+def test_equals_a_literal_count(seed: int, longest: int, below: int, cells: int) -> None:
     store, rng = random_store(seed, longest=longest)
     queries = random_queries(store, rng, 20)
     days, windows = [5 / DAY, 20 / DAY], [3, 10]
-    statistics = MatchStatistics(store, FIELDS, days, windows)
-    found = statistics(queries)
+    statistics = MatchStatistics(store, FIELDS, days, windows, below)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(scan, "CELLS", cells)
+        patch.setattr(scan, "SPARED", 0)
+        found = statistics(queries)
     time = store.column("time")
     for b in range(len(queries)):
         first, end, now = int(queries.first[b]), int(queries.end[b]), int(queries.time[b])

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lsm_cli.search import hard, scan
+from lsm_cli.search import scan
 from lsm_cli.search.hard import ANY, HardOptions, HardSearch
 from tests.search.forest import random_queries, random_store
 
@@ -36,7 +36,7 @@ def test_scanned_and_looked_up_histories_in_one_batch(seed: int, below: int) -> 
     options = HardOptions(LEVELS, 20, {"category3": 4}, scan_below=below)
     with pytest.MonkeyPatch.context() as patch:
         scanned = HardSearch(store, options)(queries)
-        patch.setattr(hard, "SPARED", -1000)
+        patch.setattr(scan, "SPARED", -1000)
         mixed = HardSearch(store, options)(queries)
     for name, expected in vars(scanned).items():
         np.testing.assert_array_equal(getattr(mixed, name), expected)
