@@ -93,7 +93,7 @@ class PaddedModel(nn.Module):
             if layer < len(self.steps):
                 state = self.steps[layer](state, found[-1])
         features = [table(batch.calendar[:, place]) for place, table in enumerate(self.calendar or [])]
-        return self.tower(torch.cat([*features, *own.values()], 1), [torch.cat(found, 1)])
+        return self.tower([*features, *own.values()], [torch.cat(found, 1)])
 
     def _embed(self, name: str, ids: Tensor) -> Tensor:
         return self.tables[name](cast(RowMap, self.maps[name])(ids.reshape(-1)).view(ids.shape))

@@ -23,7 +23,7 @@ import torch
 from lsm_cli import recipe as recipes
 from lsm_cli.data.store import Store
 from lsm_cli.engine.profiling.work import Work
-from lsm_cli.engine.setup import Setup
+from lsm_cli.engine.setup import Setup, parameters
 
 
 def main() -> None:
@@ -56,6 +56,8 @@ def main() -> None:
     first = found[arguments.recipes[0]]
     for entry in found.values():
         entry |= {f"{kind}_ratio": entry[f"{kind}_ms"] / first[f"{kind}_ms"] for kind in ("cpu", "clock")}
+    for text, work in works.items():
+        found[text]["parameters"] = parameters(work.model)
     machine = {"cpus": os.cpu_count(), "load": round(os.getloadavg()[0], 1), "python": platform.python_version()}
     result = {"command": " ".join(["python", *sys.argv]), "machine": machine, "threads": 1, "steps": found}
     arguments.out.write_text(json.dumps(result, indent=1) + "\n")

@@ -155,7 +155,7 @@ def recipes() -> str:
     for name in names:
         runs, cost = list(stores["retail"].get(name, {}).get("seeds", {}).values()), costs.get(name)
         cells = [_ranked(stores[store].get(name), target) for store, target in STORES]
-        cells.append(f"{runs[0]['parameters'] / 1e3:,.0f} k" if runs else "")
+        cells.append(f"{cost['parameters'] / 1e3:,.0f} k" if cost else "")
         cells.append(f"{512e3 / cost['cpu_ms']:,.0f}" if cost else "")
         cells.append(f"{max(run['peak_memory_bytes'] for run in runs) / 2**20:,.0f}" if runs else "")
         rows.append([_named(name), *cells])

@@ -36,6 +36,7 @@ from lsm_cli.search.files import FoundFile
 from lsm_cli.search.found import union
 from lsm_cli.search.hard import HardSearch
 from lsm_cli.search.matches import MatchStatistics
+from lsm_cli.search.scan import Histories
 from lsm_cli.search.soft import Shared, share
 
 
@@ -61,9 +62,9 @@ class Feed:
         self.assembler = setup.assembler(split, shuffle_seed)
         self.user, self.labels = self.assembler.user, self.assembler.labels
         self.matches: MatchStatistics | None = setup.match_statistics()
-        shared = self.matches.histories if self.matches is not None else None
+        self.histories = Histories(setup.store) if self.matches is None else self.matches.histories
         if self.file is None and self.options.method in ("hard", "hybrid"):
-            self.hard = HardSearch(setup.store, setup.hard_options(), setup.recipe.engine.search_index, shared)
+            self.hard = HardSearch(setup.store, setup.hard_options(), setup.recipe.engine.search_index, self.histories)
         self.soft = self.file is None and self.options.method in BY_ATTENTION
         self.hashes = self.options.method in ("eta", "sdim")
         self.shares = setup.recipe.engine.share_histories
@@ -125,6 +126,7 @@ class Feed:
                 with trace.part(trace.NUMBERS):
                     matches = self.matches(self._whole(cast(Queries, queries)))
                     batch.matches = torch.from_numpy(matches).to(self.device)
+            self.histories.forget()
         return batch
 
     def batches(self, groups: Iterable[np.ndarray], model: Scorer) -> Generator[Batch, None, None]:

@@ -31,7 +31,8 @@ def scanned(length: np.ndarray, below: int) -> np.ndarray:
 class Histories:
     """The histories of a store, to be looked at whole.
 
-    What was last looked at is kept: match statistics and a search go through the same histories of a batch.
+    What was last looked at is kept until it is forgotten: match statistics and a search go through the same histories
+    of a batch.
     """
 
     def __init__(self, store: Store) -> None:
@@ -49,6 +50,9 @@ class Histories:
         if self._last is None or self._last[0] is not queries or not np.array_equal(self._last[1], rows):
             self._last = queries, rows, list(self._cut(queries, rows))
         return self._last[2]
+
+    def forget(self) -> None:
+        self._last = None
 
     def _cut(self, queries: Queries, rows: np.ndarray) -> Iterator[Part]:
         length = queries.end[rows] - queries.first[rows]
