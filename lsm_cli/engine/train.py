@@ -390,7 +390,13 @@ class Trainer:
     def _restore(self, state: dict[str, Any]) -> None:
         self.at = Position(**state["position"])
         self.pieces.count = self.at.pieces
-        self.model.load_state_dict(state["model"])
+        try:
+            self.model.load_state_dict(state["model"])
+        except RuntimeError:  # tensors of other names or shapes
+            raise InputError(
+                f"{self.run.path}: its saved state is not that of the model of its recipe; it was written by another "
+                "version of lsm: start the run again in another --out"
+            ) from None
         self._take_weights()
         self.dense.load_state_dict(state["dense"])
         if state["scaler"]:

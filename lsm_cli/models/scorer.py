@@ -81,9 +81,9 @@ class Scorer(nn.Module):
             self.tower.keep(places, of)
 
     def _load_from_state_dict(self, state: dict[str, Any], prefix: str, *others: Any) -> None:
-        """Fresh models take the form of a fitted one before they take its weights."""
-        kept = state.get(f"{prefix}numeric.kept")
-        if kept is not None and set(kept.tolist()) <= set(self.numeric.kept.tolist()):
+        """Fresh models take the form of a fitted one before they take its weights; once, nothing was left out."""
+        kept = state.setdefault(f"{prefix}numeric.kept", self.numeric.kept)
+        if set(kept.tolist()) <= set(self.numeric.kept.tolist()):
             before = self.numeric.out
             self._keep(self.numeric.keep(kept), before)
         super()._load_from_state_dict(state, prefix, *others)

@@ -241,3 +241,19 @@ def test_every_action_adds_its_own_to_the_logits(small_store: Path, name: str) -
 def test_a_bias_of_actions_needs_actions_and_attention(small_store: Path, overrides: list[str], says: str) -> None:
     with pytest.raises(InputError, match=says):
         _model(small_store, "tin", "model.action_bias=true", *overrides)
+
+
+@pytest.mark.parametrize("name", ["tin", "sasrec"])
+def test_weights_are_loaded_whatever_features_they_left_out(small_store: Path, name: str) -> None:
+    setup, fitted = _model(small_store, name, "model.bins=64")
+    whole = setup.model().eval()  # not fitted: as weights were before features were left out
+    batch = setup.assembler("valid").batch(np.arange(60))
+    assert fitted.numeric.out < whole.numeric.out
+    for model in (fitted, whole):
+        state, again = model.state_dict(), setup.model().eval()
+        if model is whole:
+            del state["numeric.kept"]
+        again.load_state_dict(state)
+        assert torch.equal(_score(again, batch), _score(model, batch))
+        again.load_state_dict(state)  # and onto one that has the form already
+        assert torch.equal(_score(again, batch), _score(model, batch))
