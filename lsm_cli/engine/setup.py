@@ -137,7 +137,7 @@ class Setup:
             if search.method in ("hard", "hybrid"):
                 options = self.hard_options()
                 indexed = all(level in self.store.index for level in options.levels if level != ANY)
-                how = "by the store's index" if indexed else "scanning every history: the store has no index of them"
+                how = "long histories by the store's index" if indexed else "scanning every history: the store has no index of them"
                 if not self.recipe.engine.search_index:
                     how = "scanning every history: engine.search_index is off"
                 parts.append(f"{options.top_k} by {' > '.join(options.levels)}, {how}")
@@ -149,7 +149,7 @@ class Setup:
             recent = f"; the last {search.recent:,} besides" if search.recent else ""
             lines.append(f"search     {search.method}: {' and '.join(parts)}{recent}")
         if model.evidence and model.evidence_from == "history":
-            lines.append("matches    counted over the whole history, by the store's index")
+            lines.append("matches    counted over the whole history, if it is long by the store's index")
         return lines
 
     @property
