@@ -137,7 +137,9 @@ class Setup:
             if search.method in ("hard", "hybrid"):
                 options = self.hard_options()
                 indexed = all(level in self.store.index for level in options.levels if level != ANY)
-                how = "long histories by the store's index" if indexed else "scanning every history: the store has no index of them"
+                how = "long histories by the store's index"
+                if not indexed:
+                    how = "scanning every history: the store has no index of them"
                 if not self.recipe.engine.search_index:
                     how = "scanning every history: engine.search_index is off"
                 parts.append(f"{options.top_k} by {' > '.join(options.levels)}, {how}")

@@ -6,7 +6,7 @@ between the ends of that range. What is then counted or chosen are sets of bits,
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 
@@ -17,6 +17,7 @@ from lsm_cli.search import bits
 from lsm_cli.search.found import Found
 
 CELLS = 1 << 20  # behaviours at once
+KEPT = 8 * CELLS  # behaviours looked at that are not kept, being too many
 SCAN_BELOW = 4096  # longest history that is sooner looked at whole than looked up, where there is an index
 SPARED = 128  # histories of that length that are looked at in the time of the smallest look-up
 
@@ -45,10 +46,13 @@ class Histories:
             self._values[field] = EventValues(self.store, field)
         return self._values[field]
 
-    def parts(self, queries: Queries, rows: np.ndarray) -> list[Part]:
+    def parts(self, queries: Queries, rows: np.ndarray) -> Iterable[Part]:
         """Those of some queries whose history holds anything, of about the same length together."""
-        if self._last is None or self._last[0] is not queries or not np.array_equal(self._last[1], rows):
-            self._last = queries, rows, list(self._cut(queries, rows))
+        if self._last is not None and self._last[0] is queries and np.array_equal(self._last[1], rows):
+            return self._last[2]
+        if int((queries.end[rows] - queries.first[rows]).sum()) > KEPT:
+            return self._cut(queries, rows)
+        self._last = queries, rows, list(self._cut(queries, rows))
         return self._last[2]
 
     def forget(self) -> None:

@@ -54,3 +54,18 @@ def test_a_store_without_events_is_searched_in_vain() -> None:
     store, rng = random_store(3, longest=0)
     found = HardSearch(store, HardOptions(LEVELS, 20, {}))(random_queries(store, rng, 7))
     assert found.offsets.tolist() == [0] * 8 and not len(found.pointer)
+
+
+def test_a_search_and_statistics_look_at_a_batch_once_and_at_very_many_histories_part_by_part() -> None:
+    store, rng = random_store(5, users=6, longest=200)
+    queries, rows = random_queries(store, rng, 50), np.arange(50)
+    histories = scan.Histories(store)
+    assert histories.parts(queries, rows) is histories.parts(queries, rows)
+    histories.forget()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(scan, "KEPT", 10)
+        parts = histories.parts(queries, rows)
+        assert not isinstance(parts, list) and histories.parts(queries, rows) is not parts
+        assert (
+            sorted(row for part in parts for row in part.rows) == np.flatnonzero(queries.end > queries.first).tolist()
+        )
