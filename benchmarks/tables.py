@@ -147,19 +147,22 @@ def _ranked(entry: dict[str, Any] | None, target: str) -> str:
     return f"{means} ± {short(statistics.stdev(run['gauc'] for run in runs), 3)}"
 
 
+def _gauc(entry: dict[str, Any] | None) -> float:
+    return statistics.mean(run["gauc"] for run in runs_of(entry)) if entry and runs_of(entry) else 0.0
+
+
 def recipes() -> str:
     """Every recipe on every store, and what it costs on retail; the best GAUC there first."""
     stores, names = _every_recipe()
     costs = json.loads((RESULTS / "recipes_steps.json").read_text())["steps"]
     rows = []
-    for name in names:
+    for name in sorted(names, key=lambda name: _gauc(stores["retail"].get(name)), reverse=True):
         runs, cost = list(stores["retail"].get(name, {}).get("seeds", {}).values()), costs.get(name)
         cells = [_ranked(stores[store].get(name), target) for store, target in STORES]
         cells.append(f"{cost['parameters'] / 1e3:,.0f} k" if cost else "")
         cells.append(f"{512e3 / cost['cpu_ms']:,.0f}" if cost else "")
         cells.append(f"{max(run['peak_memory_bytes'] for run in runs) / 2**20:,.0f}" if runs else "")
         rows.append([_named(name), *cells])
-    rows.sort(key=lambda row: row[1].split(" / ")[-1], reverse=True)
     titles = [" ".join(filter(None, column)) for column in STORES]
     return grid(("", *titles, "parameters", "samples/s", "MiB"), rows)
 
