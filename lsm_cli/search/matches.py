@@ -117,7 +117,7 @@ class MatchStatistics:
             counts[0] = high - low
             at, user = np.tile(some, len(cuts)), queries.user
             place = order.cut(user[at], low[at], high[at], cuts[:, some].ravel())
-            counts[1:, some] = (high[at] - place).reshape(len(cuts), -1)
+            counts[1:, some] = (high[at] - place).reshape(len(cuts), len(some))
             last[some] = order.pointers(user[some], high[some] - 1)
             yield counts, last
 

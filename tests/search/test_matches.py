@@ -29,11 +29,12 @@ DAY = 86_400.0
     longest=st.sampled_from([0, 5, 80, 200]),
     below=st.sampled_from([-1, 40, 1 << 40]),
     cells=st.sampled_from([1, 300, 1 << 20]),
+    cut=st.booleans(),
 )
-def test_equals_a_literal_count(seed: int, longest: int, below: int, cells: int) -> None:
+def test_equals_a_literal_count(seed: int, longest: int, below: int, cells: int, cut: bool) -> None:
     store, rng = random_store(seed, longest=longest)
     queries = random_queries(store, rng, 20)
-    days, windows = [5 / DAY, 20 / DAY], [3, 10]
+    days, windows = ([5 / DAY, 20 / DAY], [3, 10]) if cut else ([], [])
     statistics = MatchStatistics(store, FIELDS, days, windows, below)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(scan, "CELLS", cells)
