@@ -115,16 +115,17 @@ class Feed:
     def _batch(self, index: np.ndarray, model: Scorer, ahead: int, share: bool) -> Batch:
         with torch.no_grad():
             with trace.part(trace.SEARCH):
-                queries = self.assembler.queries(index) if self.soft or self.hard or self.matches else None
+                asked = self.soft or self.hard is not None or self.matches is not None
+                queries = self.assembler.queries(index if asked else index[:0])
                 if self.soft:
-                    batch = self._softly(index, cast(Queries, queries), cast(RankingModel, model))
+                    batch = self._softly(index, queries, cast(RankingModel, model))
                 else:
                     read = self._pointers(index, queries)
             if not self.soft:
                 batch = self._assembled(index, read, model if ahead else None, ahead, share)
             if self.matches is not None:
                 with trace.part(trace.NUMBERS):
-                    matches = self.matches(self._whole(cast(Queries, queries)))
+                    matches = self.matches(self._whole(queries))
                     batch.matches = torch.from_numpy(matches).to(self.device)
             self.histories.forget()
         return batch
@@ -189,13 +190,12 @@ class Feed:
         first = self.assembler.store.offsets[queries.user]
         return queries if np.array_equal(first, queries.first) else replace(queries, first=first)
 
-    def _pointers(self, index: np.ndarray, queries: Queries | None) -> Pointers | None:
+    def _pointers(self, index: np.ndarray, queries: Queries) -> Pointers | None:
         """What a search of the store alone finds; None = the most recent."""
         if self.file is not None:
             return self.file.take(index)
         if self.hard is None:
             return None
-        assert queries is not None
         found = self.hard(queries)
         if not self.options.recent:
             return found.by_time()

@@ -6,7 +6,7 @@ import bisect
 import math
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing
 from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any
@@ -20,6 +20,7 @@ from lsm_cli.data.batches import Batch
 from lsm_cli.data.epochs import epoch_order
 from lsm_cli.engine import evaluate, fitting, schedule, trace
 from lsm_cli.engine.batching import Plan
+from lsm_cli.engine.dense import Dense
 from lsm_cli.engine.feed import Feed
 from lsm_cli.engine.run import RunFolder
 from lsm_cli.engine.setup import Setup
@@ -89,8 +90,7 @@ class Trainer:
         )
         self.total = self.plan.total
         self.model = setup.model() if model is None else model
-        self._take_weights()
-        self.scaler = torch.amp.GradScaler(setup.compute.device.type, enabled=setup.compute.precision == "fp16")
+        self.dense = Dense(self.model, self.options, setup.compute)
         self.weights = torch.tensor(
             [self.options.weights.get(target, 1.0) for target in setup.targets], device=setup.compute.device
         )
@@ -199,21 +199,17 @@ class Trainer:
     def _step(self, batch: Batch) -> Tensor:
         self.model.train()
         rate = schedule.factor(self.at.step, self.total, self.options)
-        for group in self.dense.param_groups:
-            group["lr"] = self.options.lr * rate
         device = self.setup.compute.device
         back = partial(fitting.restore, fitting.random_state(device), device)
         rows, loss = self.pieces.run(batch.size, partial(self._learn, batch), back)
         self.at.pieces = self.pieces.count
         with trace.part(trace.OPTIMISER):
-            moved = self._move(self.model.leaves(rows))
+            moved = self.dense.move(self.model.leaves(rows), rate)
         if moved:
             with trace.part(trace.ROWS):
                 self.model.update(rows, self.options.table_lr * (rate if self.options.table_decay else 1.0))
-        if self.average:
-            with trace.part(trace.OPTIMISER):
-                keep = min(self.options.ema, (1 + self.at.step) / (10 + self.at.step))  # soon forget the first weights
-                torch._foreach_lerp_(self.average, [p.detach() for p in self.parameters], 1 - keep)
+        with trace.part(trace.OPTIMISER):
+            self.dense.follow(self.at.step)
         return loss
 
     def _learn(self, batch: Batch, bounds: Sequence[tuple[int, int]]) -> tuple[list[Rows], Tensor]:
@@ -225,7 +221,7 @@ class Trainer:
         """
         with trace.part(trace.FETCH):
             rows = self.model.fetch(batch)
-            self.dense.zero_grad(set_to_none=True)
+            self.dense.optimizer.zero_grad(set_to_none=True)
         losses = []
         for low, high in bounds:
             part, own = (batch, rows) if high - low == batch.size else self.model.part(batch, rows, low, high)
@@ -236,26 +232,10 @@ class Trainer:
                 if extra is not None:
                     loss = loss + (extra * self.weights).sum() * ((high - low) / batch.size)
             with trace.part(trace.BACKWARD):
-                self.scaler.scale(loss).backward()
+                self.dense.backward(loss)
             losses.append(loss.detach())
             del part, own, logits, extra, loss
         return rows, losses[0] if len(losses) == 1 else torch.stack(losses).sum()
-
-    def _move(self, leaves: list[Tensor]) -> bool:
-        """Unscale and clip all gradients and move the dense weights; False = fp16 overflowed, the step is skipped."""
-        self.scaler.unscale_(self.dense)
-        if self.scaler.is_enabled():
-            for leaf in leaves:
-                if leaf.grad is not None:
-                    leaf.grad.mul_(1 / self.scaler.get_scale())
-        if self.options.clip:
-            grads = [p.grad for p in (*self.parameters, *leaves) if p.grad is not None]
-            norm = torch.nn.utils.get_total_norm(grads)
-            torch._foreach_mul_(grads, (self.options.clip / (norm + 1e-6)).clamp(max=1.0))
-        before = self.scaler.get_scale()
-        self.scaler.step(self.dense)
-        self.scaler.update()
-        return not self.scaler.is_enabled() or self.scaler.get_scale() >= before
 
     def _loss(self, logits: Tensor, labels: Tensor, every: Tensor | None = None) -> Tensor:
         """Weighted sum over targets of the mean log loss over the samples where the target was observed.
@@ -282,7 +262,7 @@ class Trainer:
         if len(index) > self.options.valid_samples:
             index = np.sort(np.random.default_rng(0).permutation(len(index))[: self.options.valid_samples])
         started = time.perf_counter()
-        with self._averaged():
+        with self.dense.averaged():
             logits = evaluate.score(self.model, self.valid, self.setup.compute, index)
             found = evaluate.validate(logits, self.valid, index, self.setup.targets)
             quality = self._quality(found)
@@ -325,18 +305,6 @@ class Trainer:
             )
         return float(np.mean(values)) * (-1 if name == "logloss" else 1)
 
-    @contextmanager
-    def _averaged(self) -> Iterator[None]:
-        """The averaged dense weights in place of the current ones."""
-        if not self.average:
-            yield
-            return
-        current = [p.detach().clone() for p in self.parameters]
-        with torch.no_grad():
-            torch._foreach_copy_(self.parameters, self.average)
-            yield
-            torch._foreach_copy_(self.parameters, current)
-
     def _check(self, loss: float) -> None:
         if not math.isfinite(loss):
             raise LsmError(
@@ -354,18 +322,7 @@ class Trainer:
             for start in range(0, len(index), 4096)
         ]
         self.model.fit_numbers(torch.cat(values))
-        self._take_weights()
-
-    def _take_weights(self) -> None:
-        """The dense weights of the model as it is now are what is trained."""
-        decays = [p for p in self.model.parameters() if p.ndim > 1]
-        flat = [p for p in self.model.parameters() if p.ndim <= 1]
-        self.dense = torch.optim.AdamW(
-            [{"params": decays, "weight_decay": self.options.weight_decay}, {"params": flat, "weight_decay": 0.0}],
-            lr=self.options.lr,
-        )
-        self.parameters: list[Tensor] = [*decays, *flat]
-        self.average = [p.detach().clone() for p in self.parameters] if self.options.ema else []
+        self.dense = Dense(self.model, self.options, self.setup.compute)
 
     def rates(self) -> Tensor:
         """Share of positives of every target among the training samples where it was observed, never 0 or 1."""
@@ -377,9 +334,7 @@ class Trainer:
             {
                 "position": vars(self.at).copy(),
                 "model": self.model.state_dict(),
-                "dense": self.dense.state_dict(),
-                "scaler": self.scaler.state_dict(),
-                "average": self.average,
+                **self.dense.state(),
                 "rng": torch.get_rng_state(),
                 "cuda_rng": torch.cuda.get_rng_state() if self.setup.compute.device.type == "cuda" else None,
                 "history": self.tracking.lines,
@@ -397,12 +352,8 @@ class Trainer:
                 f"{self.run.path}: its saved state is not that of the model of its recipe; it was written by another "
                 "version of lsm: start the run again in another --out"
             ) from None
-        self._take_weights()
-        self.dense.load_state_dict(state["dense"])
-        if state["scaler"]:
-            self.scaler.load_state_dict(state["scaler"])
-        for kept, value in zip(self.average, state["average"], strict=True):
-            kept.copy_(value)
+        self.dense = Dense(self.model, self.options, self.setup.compute)
+        self.dense.restore(state)
         torch.set_rng_state(state["rng"])
         if state["cuda_rng"] is not None and self.setup.compute.device.type == "cuda":
             torch.cuda.set_rng_state(state["cuda_rng"])

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 CLIP = 5.0
 SMALL = 0.01  # share of the positive values that may lie below a number's offset
 LEAST_OFFSET = 1e-4
-LOWEST = -1e30
+LOWEST = -1e30  # below all edges
 
 
 class Numeric(nn.Module):

@@ -81,7 +81,7 @@ class Scorer(nn.Module):
             self.tower.keep(places, of)
 
     def _load_from_state_dict(self, state: dict[str, Any], prefix: str, *others: Any) -> None:
-        """Fresh models take the form of a fitted one before they take its weights; once, nothing was left out."""
+        """A fresh model takes the form of the fitted one before it takes its weights; old ones left nothing out."""
         kept = state.setdefault(f"{prefix}numeric.kept", self.numeric.kept)
         if set(kept.tolist()) <= set(self.numeric.kept.tolist()):
             before = self.numeric.out

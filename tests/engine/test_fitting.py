@@ -52,7 +52,7 @@ def _fails(trainer: Trainer, when: Callable[[Batch], bool]) -> None:
 
 
 def _state(trainer: Trainer) -> list[torch.Tensor]:
-    return [*trainer.parameters, *(value for _, value in trainer.model.named_buffers())]
+    return [*trainer.dense.parameters, *(value for _, value in trainer.model.named_buffers())]
 
 
 def _same(one: Trainer, other: Trainer) -> None:
@@ -71,7 +71,7 @@ def test_pieces_make_the_same_gradients(small_store: Path, tmp_path: Path, recip
     for bounds in ([(0, 64)], [(0, 20), (20, 21), (21, 64)]):
         torch.manual_seed(0)  # which ids are hidden
         rows, loss = trainer._learn(batch, bounds)
-        grads = [p.grad for p in trainer.parameters if p.grad is not None]
+        grads = [p.grad for p in trainer.dense.parameters if p.grad is not None]
         found.append([loss, *grads, *(leaf.grad for leaf in trainer.model.leaves(rows) if leaf.grad is not None)])
     assert len(found[0]) > 8 and sum(bool(grad.any()) for grad in found[0]) > 8
     for whole, pieces in zip(*found, strict=True):
@@ -243,7 +243,7 @@ def test_a_gpu_that_is_too_small(tmp_path: Path) -> None:
         finally:
             torch.cuda.set_per_process_memory_fraction(1.0)
         needed = torch.cuda.max_memory_reserved()
-        grads = [p.grad.cpu() for p in trainer.parameters if p.grad is not None]
+        grads = [p.grad.cpu() for p in trainer.dense.parameters if p.grad is not None]
         leaves = [leaf.grad.cpu() for leaf in trainer.model.leaves(rows) if leaf.grad is not None]
         found.append([loss.cpu(), *grads, *leaves])
         assert (trainer.pieces.count > 1) == limited

@@ -47,8 +47,8 @@ def _trainer(path: Path, out: Path, name: str, *overrides: str, resume: bool = F
 
 
 def _state(trainer: Trainer) -> list[torch.Tensor]:
-    dense = [value for state in trainer.dense.state.values() for value in state.values()]
-    return [*trainer.model.state_dict().values(), *trainer.average, *dense, *trainer.run.load_weights().values()]
+    dense = [value for state in trainer.dense.optimizer.state.values() for value in state.values()]
+    return [*trainer.model.state_dict().values(), *trainer.dense.average, *dense, *trainer.run.load_weights().values()]
 
 
 def _same(one: Trainer, other: Trainer) -> None:

@@ -178,9 +178,9 @@ def statics(work: Work) -> dict[str, int]:
     dense, optimiser = sum(weight.nbytes for weight in weights), 0
     gradients = sum(weight.grad.nbytes for weight in weights if weight.grad is not None)
     if work.phase == "train":
-        held = [value for state in work.trainer.dense.state.values() for value in state.values()]
+        held = [value for state in work.trainer.dense.optimizer.state.values() for value in state.values()]
         optimiser = sum(value.nbytes for value in held if isinstance(value, torch.Tensor))
-        optimiser += sum(value.nbytes for value in work.trainer.average)
+        optimiser += sum(value.nbytes for value in work.trainer.dense.average)
     return {
         "tables": tables,
         "row optimisers": states,
