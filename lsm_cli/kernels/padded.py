@@ -46,10 +46,9 @@ class Layout:
         segments: whose behaviours they are.
         extra: positions that the caller adds to every sample; they count as real.
         cells: most rows * (length + extra)² of a group, but for one row; 0 = any number.
-        last: padding before the behaviours instead of after them.
     """
 
-    def __init__(self, segments: Segments, extra: int = 0, cells: int = 0, last: bool = False) -> None:
+    def __init__(self, segments: Segments, extra: int = 0, cells: int = 0) -> None:
         device = segments.offsets.device
         self.total = segments.total
         lengths = segments.lengths.cpu().numpy()
@@ -61,12 +60,11 @@ class Layout:
         for number, size in enumerate(self.sizes):
             rows, longest = order[start : start + size], int(lengths[order[start]])
             self.sizes[number] = size * longest
-            first[rows] = cell + longest * np.arange(size) + (longest - lengths[rows] if last else 0)
+            first[rows] = cell + longest * np.arange(size)
             place = torch.arange(longest, device=device)
             own = torch.from_numpy(lengths[rows]).to(device).unsqueeze(1)
-            real = place >= longest - own if last else place < own
             full = int(lengths[rows[-1]]) == longest
-            self.groups.append(Group(torch.from_numpy(rows).to(device), real, full))
+            self.groups.append(Group(torch.from_numpy(rows).to(device), place < own, full))
             start, cell = start + size, cell + size * longest
         self.order = torch.from_numpy(np.argsort(order)).to(device)
         shift = torch.from_numpy(first).to(device) - segments.offsets[:-1]
@@ -81,6 +79,10 @@ class Layout:
         return [
             piece.view(*group.real.shape, values.shape[1]) for piece, group in zip(pieces, self.groups, strict=True)
         ]
+
+    def lay(self, pieces: list[Tensor]) -> Tensor:
+        """The way back, from every group [b, length, k]: [N, k]."""
+        return _Lay.apply(torch.cat([piece.flatten(0, 1) for piece in pieces]), self)
 
     def join(self, found: list[Tensor]) -> Tensor:
         """For every group [b, k] -> [B, k], in the order of the samples."""
@@ -105,10 +107,26 @@ class _Pad(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, values: Tensor, layout: Layout) -> Tensor:
         ctx.layout = layout
-        if not layout.total:
-            return values.new_zeros(0, values.shape[1])
-        return values.index_select(0, layout.source).masked_fill_(layout.padding.unsqueeze(1), 0)
+        return _into(values, layout)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
         return grad.index_select(0, ctx.layout.cell), None
+
+
+class _Lay(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, cells: Tensor, layout: Layout) -> Tensor:
+        ctx.layout = layout
+        return cells.index_select(0, layout.cell)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        return _into(grad, ctx.layout), None
+
+
+def _into(values: Tensor, layout: Layout) -> Tensor:
+    """[N, k] -> the cells of all rectangles."""
+    if not layout.total:
+        return values.new_zeros(0, values.shape[1])
+    return values.index_select(0, layout.source).masked_fill_(layout.padding.unsqueeze(1), 0)

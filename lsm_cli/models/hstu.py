@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from typing import cast
+from functools import cached_property
+from typing import NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from lsm_cli.kernels import ragged
 from lsm_cli.kernels.padded import Layout
+from lsm_cli.kernels.ragged import Occurrences, Shared
 from lsm_cli.models.history import History
 from lsm_cli.models.temporal import LONGEST_RANK, LONGEST_SECONDS, log_bucket
 
@@ -27,51 +30,77 @@ class HSTU(nn.Module):
     information here; the paper gives actions positions of their own, and trains on every position. A match adds its
     bias where the candidate attends. The candidate's last state is what the head sees.
 
-    SiLU is no softmax, so no fused kernel: A is written out, `CELLS` of it at a time, and made again in the backward
-    pass.
+    No behaviour sees a candidate: those of a request share its states (M-FALCON, §3.4), and in the last layer only
+    candidates ask. SiLU is no softmax, so no fused kernel: among behaviours A is written out, `CELLS` of it at a time,
+    and made again in the backward pass.
     """
 
     def __init__(self, width: int, layers: int, heads: int, intervals: int, ranks: int, dropout: float) -> None:
         super().__init__()
-        self.out = width
-        self.heads, self.intervals, self.ranks = heads, intervals, ranks
+        self.out, self.heads = width, heads
         self.layers = nn.ModuleList(Unit(width, heads, intervals, ranks, dropout) for _ in range(layers))
 
     def forward(self, history: History, candidate: Tensor, query: Tensor) -> Tensor:
-        layout = Layout(history.segments, extra=1, cells=CELLS // self.heads, last=True)
-        age, bias = history.segments.each(cast(Tensor, history.age)), history.heads[0].bias
-        moments = torch.stack([age, torch.zeros_like(age) if bias is None else bias], 1)
-        found = []
-        padded = zip(layout.groups, layout.pad(history.positions()), layout.pad(moments), strict=True)
-        for group, behaviours, own in padded:
-            states = torch.cat([behaviours, candidate.index_select(0, group.rows).unsqueeze(1)], 1)
-            age, matches = F.pad(own, (0, 0, 0, 1)).unbind(2)
-            where = self._where(group.real, age)
-            for layer in self.layers:
-                if torch.is_grad_enabled():
-                    states = checkpoint(layer, states, *where, matches, use_reentrant=False)
-                else:
-                    states = layer(states, *where, matches)
-            found.append(states[:, -1])
-        return layout.join(found)
+        behaviours, asked, past = history.lying(), _Asked(history), _Past(history, self.heads)
+        for number, layer in enumerate(self.layers, start=1):
+            unit = cast(Unit, layer)
+            made, own = unit.make(behaviours), unit.make(candidate)
+            candidate = unit.step(candidate, own, unit.ask(own, made, asked))
+            if number < len(self.layers):
+                behaviours = unit.step(behaviours, made, unit.remember(made, past))
+        return candidate
 
-    @torch.no_grad()
-    def _where(self, real: Tensor, age: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """With what weight is seen what from where [b, n, n]; buckets of distance [n, n] and of time [b, n, n]."""
-        place = torch.arange(age.shape[1], device=age.device)
-        distance = place.unsqueeze(1) - place
-        seen = F.pad(real, (0, 1), value=True).unsqueeze(1) & (distance >= 0)
-        weight = seen / seen.sum(2, keepdim=True).clamp(min=1)
-        apart = age.unsqueeze(1) - age.unsqueeze(2)
-        return (
-            weight.to(age.dtype),
-            log_bucket(distance + 1, self.ranks, LONGEST_RANK),
-            log_bucket(apart, self.intervals, LONGEST_SECONDS),
-        )
+
+class _Asked:
+    """Behaviours as candidates see them: from behind the last, at the time of the request.
+
+    Attributes:
+        at: where they are read.
+        distance: int64 [N], positions to the candidate.
+        age: [N], seconds to the request.
+        bias: [N], what matches add; None = nothing.
+        seen: [B, 1], positions that a candidate sees, its own with them.
+    """
+
+    def __init__(self, history: History) -> None:
+        segments, age = history.segments, cast(Tensor, history.age)
+        every = torch.arange(len(age), device=age.device)
+        self.at = Occurrences(every, len(age), segments, "own" if ragged.shapes_are_fixed() else "auto")
+        end = segments.offsets[1:].index_select(0, segments.row)
+        self.distance = end - torch.arange(segments.total, device=age.device)
+        self.age, self.bias = segments.each(age), history.heads[0].bias
+        self.seen = (segments.lengths + 1).unsqueeze(1)
+
+
+class _Past:
+    """Behaviours as later ones see them, history by history, each once: [M] in rectangles."""
+
+    def __init__(self, history: History, heads: int) -> None:
+        segments, self.age = history.segments, cast(Tensor, history.age)
+        self.segments = segments.histories if isinstance(segments, Shared) else segments
+        self.cells = CELLS // heads
+
+    @cached_property
+    def layout(self) -> Layout:
+        return Layout(self.segments, cells=self.cells)
+
+    @cached_property
+    def ages(self) -> list[Tensor]:
+        """[b, n] of every group."""
+        return [age.squeeze(2) for age in self.layout.pad(self.age.unsqueeze(1))]
+
+
+class Made(NamedTuple):
+    """What a layer makes of n states: [n, heads * size] each."""
+
+    gate: Tensor
+    value: Tensor
+    query: Tensor
+    key: Tensor
 
 
 class Unit(nn.Module):
-    """One layer: [b, n, width] -> the same."""
+    """One layer, of behaviours and candidates alike."""
 
     def __init__(self, width: int, heads: int, intervals: int, ranks: int, dropout: float) -> None:
         super().__init__()
@@ -84,20 +113,54 @@ class Unit(nn.Module):
         self.by_time = nn.Parameter(torch.zeros(intervals))
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, states: Tensor, weight: Tensor, distance: Tensor, time: Tensor, matches: Tensor) -> Tensor:
-        """
-        Args:
-            weight: [b, n, n], 0 where a position is not seen.
-            distance, time: buckets, int64 [n, n] and [b, n, n].
-            matches: [b, n], added where the last position, the candidate, attends.
-        """
-        gate, value, query, key = F.silu(self.project(self.norm(states))).chunk(4, 2)
-        query, key, value = (part.unflatten(2, (self.heads, -1)).transpose(1, 2) for part in (query, key, value))
-        bias = _look_up(self.by_distance, distance) + _look_up(self.by_time, time)
-        bias = torch.cat([bias[:, :-1], bias[:, -1:] + matches.unsqueeze(1)], 1)
-        logits = query @ key.transpose(2, 3) + bias.unsqueeze(1)
-        attended = ((F.silu(logits) * weight.unsqueeze(1)).to(value.dtype) @ value).transpose(1, 2).flatten(2)
-        return states + self.dropout(self.mix(self.attended(attended) * gate))
+    def make(self, states: Tensor) -> Made:
+        return Made(*F.silu(self.project(self.norm(states))).chunk(4, 1))
+
+    def step(self, states: Tensor, made: Made, attended: Tensor) -> Tensor:
+        """States after the layer: [n, width] -> the same."""
+        return states + self.dropout(self.mix(self.attended(attended) * made.gate))
+
+    def ask(self, own: Made, made: Made, asked: _Asked) -> Tensor:
+        """Candidates over their behaviours and themselves: [B, heads * size]."""
+        bias = self._bias(asked.distance, asked.age)
+        bias = bias if asked.bias is None else bias + asked.bias
+        query, key, value = (self._by_head(part) for part in (own.query, own.key, own.value))
+        itself = F.silu((query * key).sum(2, keepdim=True) + self.by_distance[0] + self.by_time[0]) * value
+        found = []
+        for asks, keys, values in zip(query, self._by_head(made.key), self._by_head(made.value), strict=True):
+            weight = F.silu(ragged.dot(keys, asks, asked.at) + bias)
+            found.append(ragged.pool(values, weight, asked.at))
+        return (torch.stack(found) + itself).transpose(0, 1).flatten(1) / asked.seen
+
+    def remember(self, made: Made, past: _Past) -> Tensor:
+        """Behaviours over those before them and themselves: [M, heads * size]."""
+        states, found = past.layout.pad(torch.cat(made[1:], 1)), []
+        for group, age in zip(states, past.ages, strict=True):
+            if torch.is_grad_enabled():
+                found.append(checkpoint(self._causal, group, age, use_reentrant=False))
+            else:
+                found.append(self._causal(group, age))
+        return past.layout.lay(found)
+
+    def _causal(self, states: Tensor, age: Tensor) -> Tensor:
+        """Values, queries and keys [b, n, 3 heads * size] at ages [b, n] -> [b, n, heads * size]; padding comes last,
+        where nothing but padding sees it."""
+        value, query, key = states.unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        place = torch.arange(age.shape[1], device=age.device)
+        distance = place.unsqueeze(1) - place
+        share = (distance >= 0) / (place + 1).unsqueeze(1)
+        bias = self._bias(distance, age.unsqueeze(1) - age.unsqueeze(2))
+        weight = F.silu(query @ key.transpose(2, 3) + bias.unsqueeze(1)) * share
+        return (weight.to(value.dtype) @ value).transpose(1, 2).flatten(2)
+
+    def _bias(self, distance: Tensor, seconds: Tensor) -> Tensor:
+        """rab of pairs that lie so far apart."""
+        by_distance = _look_up(self.by_distance, log_bucket(distance + 1, len(self.by_distance), LONGEST_RANK))
+        return by_distance + _look_up(self.by_time, log_bucket(seconds, len(self.by_time), LONGEST_SECONDS))
+
+    def _by_head(self, values: Tensor) -> Tensor:
+        """[n, heads * size] -> [heads, n, size]."""
+        return values.unflatten(1, (self.heads, -1)).transpose(0, 1)
 
 
 def _look_up(table: Tensor, ids: Tensor) -> Tensor:

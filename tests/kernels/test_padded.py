@@ -19,21 +19,18 @@ def _segments(lengths: list[int]) -> Segments:
 
 
 @settings(max_examples=50, deadline=None)
-@given(lengths=LENGTHS, extra=st.integers(0, 1), last=st.booleans(), cells=st.sampled_from([0, 1, 500]))
-def test_every_behaviour_has_one_cell_in_the_row_of_its_sample(
-    lengths: list[int], extra: int, last: bool, cells: int
-) -> None:
+@given(lengths=LENGTHS, extra=st.integers(0, 1), cells=st.sampled_from([0, 1, 500]))
+def test_every_behaviour_has_one_cell_in_the_row_of_its_sample(lengths: list[int], extra: int, cells: int) -> None:
     segments = _segments(lengths)
     values = torch.arange(1.0, segments.total + 1).unsqueeze(1)
-    layout = Layout(segments, extra, cells, last)
+    layout = Layout(segments, extra, cells)
     seen = []
     for group, cell in zip(layout.groups, layout.pad(values), strict=True):
         for row, real, line in zip(group.rows.tolist(), group.real, cell.squeeze(2), strict=True):
             start = int(segments.offsets[row])
             assert line[real].tolist() == [float(start + k + 1) for k in range(lengths[row])]
             assert not line[~real].any()
-            order = real.flip(0) if last else real
-            assert order.tolist() == sorted(real.tolist(), reverse=True), "padding on one side"
+            assert real.tolist() == sorted(real.tolist(), reverse=True), "padding comes last"
             seen.append(row)
         assert group.full == bool(group.real.all())
         if cells and len(group.rows) > 1:
@@ -61,6 +58,19 @@ def test_gradients_return_and_samples_find_their_order(lengths: list[int]) -> No
     weight = torch.randn_like(sums)
     (ours,) = torch.autograd.grad((sums * weight).sum(), values)
     torch.testing.assert_close(ours, weight.repeat_interleave(torch.tensor(lengths), 0))
+
+
+@settings(max_examples=50, deadline=None)
+@given(lengths=LENGTHS, cells=st.sampled_from([0, 500]))
+def test_the_way_back_is_the_inverse_for_values_and_gradients(lengths: list[int], cells: int) -> None:
+    segments = _segments(lengths)
+    values = torch.randn(segments.total, 3, requires_grad=True)
+    layout = Layout(segments, cells=cells)
+    back = layout.lay([cell * 2 + 1 for cell in layout.pad(values)])
+    torch.testing.assert_close(back, values * 2 + 1)
+    weight = torch.randn_like(back)
+    (ours,) = torch.autograd.grad((back * weight).sum(), values)
+    torch.testing.assert_close(ours, weight * 2)
 
 
 @pytest.mark.gpu
