@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 BY_ATTENTION = ("soft", "eta", "sdim", "hybrid")  # searches that go by a model's attention
 ATTENTIVE = ("tin", "stacked_tin")  # readers that have one
-ENCODED = ("sasrec", "stca")  # readers that transform a history before the candidate comes in
+ENCODED = ("sasrec", "stca", "hstu")  # readers that transform a history before the candidate comes in
 
 Width = Annotated[int, Field(ge=1, le=1 << 16)]
 

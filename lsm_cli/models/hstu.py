@@ -42,13 +42,13 @@ class HSTU(nn.Module):
 
     def forward(self, history: History, candidate: Tensor, query: Tensor) -> Tensor:
         behaviours, asked, past = history.lying(), _Asked(history), _Past(history, self.heads)
-        for number, layer in enumerate(self.layers, start=1):
-            unit = cast(Unit, layer)
-            made, own = unit.make(behaviours), unit.make(candidate)
-            candidate = unit.step(candidate, own, unit.ask(own, made, asked))
-            if number < len(self.layers):
-                behaviours = unit.step(behaviours, made, unit.remember(made, past))
-        return candidate
+        *before, last = cast(list[Unit], list(self.layers))
+        for unit in before:
+            own, made = unit.make(candidate), unit.make(behaviours)
+            candidate = unit.step(candidate, own, unit.ask(own, made.value, made.key, asked))
+            behaviours = unit.step(behaviours, made, unit.remember(made, past))
+        own = last.make(candidate)
+        return last.step(candidate, own, last.ask(own, *last.answers(behaviours), asked))
 
 
 class _Asked:
@@ -116,18 +116,24 @@ class Unit(nn.Module):
     def make(self, states: Tensor) -> Made:
         return Made(*F.silu(self.project(self.norm(states))).chunk(4, 1))
 
+    def answers(self, states: Tensor) -> tuple[Tensor, Tensor]:
+        """Their values and keys, where they ask nothing."""
+        states, weights, biases = self.norm(states), self.project.weight.chunk(4), self.project.bias.chunk(4)
+        value, key = (F.silu(F.linear(states, weights[part], biases[part])) for part in (1, 3))
+        return value, key
+
     def step(self, states: Tensor, made: Made, attended: Tensor) -> Tensor:
         """States after the layer: [n, width] -> the same."""
         return states + self.dropout(self.mix(self.attended(attended) * made.gate))
 
-    def ask(self, own: Made, made: Made, asked: _Asked) -> Tensor:
+    def ask(self, own: Made, value: Tensor, key: Tensor, asked: _Asked) -> Tensor:
         """Candidates over their behaviours and themselves: [B, heads * size]."""
         bias = self._bias(asked.distance, asked.age)
         bias = bias if asked.bias is None else bias + asked.bias
-        query, key, value = (self._by_head(part) for part in (own.query, own.key, own.value))
-        itself = F.silu((query * key).sum(2, keepdim=True) + self.by_distance[0] + self.by_time[0]) * value
+        mine, query, at_itself = (self._by_head(part) for part in own[1:])
+        itself = F.silu((query * at_itself).sum(2, keepdim=True) + self.by_distance[0] + self.by_time[0]) * mine
         found = []
-        for asks, keys, values in zip(query, self._by_head(made.key), self._by_head(made.value), strict=True):
+        for asks, values, keys in zip(query, self._by_head(value), self._by_head(key), strict=True):
             weight = F.silu(ragged.dot(keys, asks, asked.at) + bias)
             found.append(ragged.pool(values, weight, asked.at))
         return (torch.stack(found) + itself).transpose(0, 1).flatten(1) / asked.seen
