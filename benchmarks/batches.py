@@ -32,7 +32,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from lsm_cli.data.assembling import Assembler
 from lsm_cli.data.store import Store
-from lsm_cli.engine.device import keep_freed_memory
+from lsm_cli.engine.pools import keep_freed_memory
 
 HERE = Path(__file__).parent
 SIDES = ("lsm", "rows", "lean")

@@ -11,6 +11,7 @@ attention   the fused kernels alone, at several shapes and tunings: time over th
             take at the copy bandwidth measured beside.
 selection   the best 50 of each history: the kernel and two sorts over the bytes of the scores and of what is marked.
 cache       tables in host memory and in a file, their most used rows on the device: see cache.py.
+pools       what ragged work takes from the GPU, by what the allocator is told: see pools.py.
 engine      what each technique of the engine is worth at every length, as `lsm profile --ablate` has it, batches made
             from the store: gathering on the device, pinned buffers, CUDA graphs in small scoring batches, and the rest;
             then training and scoring of stacked_tin and sasrec with eight candidates a request that share its history.
@@ -41,6 +42,7 @@ if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # read when the kernels are first imported
 
 import cache
+import pools
 from accuracy import call
 from padded import PaddedBatch, copied
 from stores import write_store
@@ -383,6 +385,10 @@ def main() -> None:
                 *(f"--{key}={n}" for key, n in small.items() if options.tiny),
             ]
             report["cache"] = cache.measure(cache.parse(asked))
+        print()
+        small = {"length": 20, "batch": 16, "rows": 500, "users": 20, "steps": 4, "every": 2}
+        asked = ["--device", DEVICE, *(f"--{key}={n}" for key, n in small.items() if options.tiny)]
+        report["pools"] = pools.measure(pools.parse(asked))
         print("\n| length | phase | time without / with |\n|---|---|---|")
         report["engine"] = {length: engine(length, options) for length in options.lengths}
     if options.data:

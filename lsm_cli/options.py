@@ -223,6 +223,16 @@ class EngineOptions(Options):
     memory_pool: bool = Field(
         True, description="keep freed memory for the next step: glibc's heap on the CPU, expandable segments on a GPU"
     )
+    size_classes: int = Field(
+        0,
+        ge=0,
+        le=64,
+        description="sizes of GPU memory blocks between two powers of two, a power of two itself, which requests are "
+        "rounded up to so that freed blocks fit again; 0 = as they come",
+    )
+    lasting_pool: bool = Field(
+        False, description="tables, weights and columns in a pool of GPU memory of their own, apart from every step's"
+    )
     share_histories: bool = Field(
         True,
         description="a history that several candidates of a request read is gathered and embedded once; in soft search "
@@ -268,6 +278,8 @@ class Recipe(Options):
             )
         if not self.engine.sparse_rows and self.engine.table_tier != "device":
             raise ValueError("engine.table_tier: whole tables in a step must be on the device; set sparse_rows to true")
+        if self.engine.size_classes & (self.engine.size_classes - 1):
+            raise ValueError(f"engine.size_classes: {self.engine.size_classes} is no power of two; use 8, or 0 for off")
         if self.model.attention_dim and self.model.sequence not in ATTENTIVE:
             raise ValueError("model.attention_dim: only tin and stacked_tin have an attention to decouple; set it to 0")
         if self.model.heads and self.model.sequence not in ATTENTIVE:

@@ -1,11 +1,8 @@
-"""Where and in which precision to compute, and how the allocator behaves."""
+"""Where and in which precision to compute."""
 
 from __future__ import annotations
 
-import ctypes
-import os
 import resource
-import sys
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -14,9 +11,6 @@ import torch
 
 from lsm_cli.errors import InputError
 from lsm_cli.options import TrainOptions
-
-ALLOCATOR = ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF")  # the user's own word on PyTorch's allocator
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_MMAP_MAX = -1, -3, -4  # glibc malloc.h
 
 
 @dataclass(frozen=True)
@@ -56,52 +50,6 @@ def decide(options: TrainOptions) -> Compute:
     if options.threads:
         torch.set_num_threads(options.threads)
     return Compute(device, precision)
-
-
-def pool_memory(device: torch.device, pool: bool) -> None:
-    """Keep freed memory from step to step, or let the allocator do as it does by itself."""
-    if device.type == "cuda":
-        asked = any("expandable_segments" in os.environ.get(name, "") for name in ALLOCATOR)
-        if not asked and hasattr(torch.cuda.memory, "_set_allocator_settings"):
-            torch.cuda.memory._set_allocator_settings(f"expandable_segments:{pool}")
-    elif pool:
-        keep_freed_memory()
-    else:
-        return_freed_memory()
-
-
-_pooled = False
-
-
-def keep_freed_memory() -> None:
-    """Let glibc keep freed blocks instead of returning them to the system after every step.
-
-    Batch-sized tensors are otherwise mapped and zeroed anew each time, which costs as much as computing on them.
-    """
-    global _pooled
-    if (libc := _glibc()) is not None:
-        _pooled = True
-        libc.mallopt(M_MMAP_MAX, 0)
-        libc.mallopt(M_TRIM_THRESHOLD, (1 << 31) - 1)  # mallopt takes a C int
-
-
-def return_freed_memory() -> None:
-    """As glibc does by itself once its thresholds have grown to where they stop (DEFAULT_MMAP_THRESHOLD_MAX): larger
-    blocks are mapped, a free end of the heap goes back. Before they have grown it returns more, so this is the cautious
-    side to compare `keep_freed_memory` with. A process that never pooled is left alone.
-    """
-    global _pooled
-    if _pooled and (libc := _glibc()) is not None:
-        _pooled = False  # once: trimming over and over would cost more than not pooling does
-        libc.mallopt(M_MMAP_MAX, 65_536)
-        libc.mallopt(M_MMAP_THRESHOLD, 32 << 20)
-        libc.mallopt(M_TRIM_THRESHOLD, 64 << 20)
-        libc.malloc_trim(0)
-
-
-def _glibc() -> ctypes.CDLL | None:
-    libc = ctypes.CDLL(None) if sys.platform.startswith("linux") else None
-    return libc if hasattr(libc, "mallopt") else None
 
 
 def peak_memory(device: torch.device) -> int:

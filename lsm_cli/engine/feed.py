@@ -23,6 +23,7 @@ from lsm_cli.data.views import View
 from lsm_cli.engine import trace
 from lsm_cli.engine.ahead import ahead
 from lsm_cli.engine.fitting import Pieces, out_of_memory
+from lsm_cli.engine.pools import lasting
 from lsm_cli.engine.ring import Ring
 from lsm_cli.engine.setup import Setup
 from lsm_cli.errors import InputError, LsmError
@@ -72,7 +73,8 @@ class Feed:
         if self.device.type == "cuda" and setup.recipe.engine.pinned:
             self.ring = Ring(self.device, setup.recipe.engine.prefetch + 2)
         if setup.on_device:
-            self.resident = self._resident()
+            with lasting(self.device, setup.recipe.engine):
+                self.resident = self._resident()
         self.replays = setup.replays
         # a soft search goes by the model as the step before left it, so its batches cannot be made ahead
         self.depth = 0 if self.soft else setup.recipe.engine.prefetch

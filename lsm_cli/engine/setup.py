@@ -15,7 +15,8 @@ from lsm_cli.data.resident import resident_bytes
 from lsm_cli.data.store import Field, Store
 from lsm_cli.embedding.tables import Table
 from lsm_cli.engine import replay, tiers
-from lsm_cli.engine.device import Compute, decide, pool_memory
+from lsm_cli.engine.device import Compute, decide
+from lsm_cli.engine.pools import lasting, pool_memory
 from lsm_cli.errors import InputError
 from lsm_cli.kernels import fused, ragged
 from lsm_cli.models.graph import item_vectors, with_graph
@@ -78,7 +79,7 @@ class Setup:
                 "on the CPU; use auto"
             )
         ragged.prefer(engine.kernels)
-        pool_memory(self.compute.device, engine.memory_pool)
+        pool_memory(self.compute.device, engine)
         for part in model.modules() if model is not None else ():
             if isinstance(part, Table):
                 part.sparse = engine.sparse_rows
@@ -88,12 +89,16 @@ class Setup:
         if self.recipe.model.sequence == "sasrec":
             shown = self._shown() if self.recipe.train.softmax else None
             towers = TwoTower(self.recipe, self.fields, len(self.targets), len(self.statistics), categories, shown)
-            return towers.to(self.compute.device)
+            return self._placed(towers)
         found = self.match_statistics()
         matches = len(found.names) if found else 0
         model = RankingModel(self.recipe, self.fields, len(self.targets), len(self.statistics), categories, matches)
         self.activate(model)
-        return model.to(self.compute.device)
+        return self._placed(model)
+
+    def _placed(self, model: Scorer) -> Scorer:
+        with lasting(self.compute.device, self.recipe.engine):
+            return model.to(self.compute.device)
 
     def item_vectors(self) -> torch.Tensor:
         """The item graph's vectors, float32 [item rows, graph_dim], from the training trajectories."""

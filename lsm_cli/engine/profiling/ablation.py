@@ -100,6 +100,10 @@ TECHNIQUES = (
         lambda s, p: True,
     ),
     Technique(
+        "size_classes", "memory blocks of few sizes, so that freed ones fit again", "engine.size_classes",
+        lambda s, n: s.recipe.engine.size_classes or 8, 0, lambda s, p: s.compute.device.type == "cuda",
+    ),
+    Technique(
         "share_histories", "a history read once for all candidates of a request", "engine.share_histories",
         lambda s, n: True, False, lambda s, p: _soft(s) or _side_by_side(s, p),
     ),
