@@ -156,7 +156,11 @@ class Setup:
             recent = f"; the last {search.recent:,} besides" if search.recent else ""
             lines.append(f"search     {search.method}: {' and '.join(parts)}{recent}")
         if model.evidence and model.evidence_from == "history":
-            lines.append("matches    counted over the whole history, if it is long by the store's index")
+            lacking = [name for name in self.matched if name not in self.store.index]
+            how = ", if it is long by the store's index"
+            if lacking:
+                how = f" by looking at it: the store has no index of {', '.join(lacking)}"
+            lines.append(f"matches    counted over the whole history{how}")
         return lines
 
     @property
@@ -195,8 +199,12 @@ class Setup:
         model = self.recipe.model
         if not model.evidence or model.evidence_from == "read":
             return None
-        shared = [field.name for field in self.fields if field.in_history and field.in_sample]
-        return MatchStatistics(self.store, shared, model.days, model.windows) if shared else None
+        return MatchStatistics(self.store, self.matched, model.days, model.windows) if self.matched else None
+
+    @property
+    def matched(self) -> list[str]:
+        """Fields by which behaviours match candidates."""
+        return [field.name for field in self.fields if field.in_history and field.in_sample]
 
     def hard_options(self) -> HardOptions:
         """The hard search of the recipe."""

@@ -18,10 +18,9 @@ from lsm_cli.data.batches import Queries
 from lsm_cli.data.orders import Order, ragged_arange
 from lsm_cli.data.store import MISSING, Store
 from lsm_cli.search.found import Found
-from lsm_cli.search.scan import SCAN_BELOW, Histories, Scan, scanned
+from lsm_cli.search.scan import ENDLESS, SCAN_BELOW, Histories, Scan, scanned
 
 ANY = "any"
-ENDLESS = 1 << 40
 
 
 @dataclass(frozen=True)

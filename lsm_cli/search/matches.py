@@ -1,7 +1,8 @@
 """Match statistics over the whole history, without making a model read it.
 
 How often a behaviour shares the candidate's item, category level or scenario is in a long history the length of a run
-of the store's index; how often lately is a cut of it by binary search. Short ones are looked at whole.
+of the store's index; how often lately is a cut of it by binary search. Short ones are looked at whole, and all if the
+store has no index.
 """
 
 from __future__ import annotations
@@ -14,23 +15,18 @@ from lsm_cli.data.assembling import visible_end
 from lsm_cli.data.batches import SECONDS_PER_DAY, Queries
 from lsm_cli.data.orders import Order
 from lsm_cli.data.store import Store
-from lsm_cli.errors import InputError
 from lsm_cli.search import bits
-from lsm_cli.search.scan import SCAN_BELOW, Histories, scanned
+from lsm_cli.search.scan import ENDLESS, SCAN_BELOW, Histories, scanned
 
 
 class MatchStatistics:
     """Counts of matches, all of them and lately, and the place of the last one.
 
     Args:
-        store: with an index.
         fields: fields that behaviours and candidates share.
         days: counts over the last so many days.
         windows: counts over the last so many behaviours.
         scan_below: histories up to this length are looked at whole, longer ones go by the index.
-
-    Raises:
-        InputError: the store has no index.
     """
 
     def __init__(
@@ -41,15 +37,10 @@ class MatchStatistics:
         windows: list[int],
         scan_below: int = SCAN_BELOW,
     ) -> None:
-        missing = [name for name in fields if name not in store.index]
-        if missing:
-            raise InputError(
-                f"{store.path}: the store has no search index of {', '.join(missing)}; add it with `lsm "
-                f"build-sequences --index-only --out {store.path}`, or use model.evidence_from=read"
-            )
+        indexed = all(name in store.index for name in fields)
         self.store, self.fields, self.days, self.windows = store, fields, days, windows
-        self.scan_below = scan_below
-        self.orders = [Order(store, name) for name in fields]
+        self.scan_below = scan_below if indexed else ENDLESS
+        self.orders = [Order(store, name) for name in fields if indexed]
         self.histories = Histories(store)
         self.names = matches_names(fields, days, windows)
 

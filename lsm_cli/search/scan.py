@@ -19,6 +19,7 @@ from lsm_cli.search.found import Found
 CELLS = 1 << 20  # behaviours at once
 KEPT = 8 * CELLS  # behaviours looked at that are not kept, being too many
 SCAN_BELOW = 4096  # longest history that is sooner looked at whole than looked up, where there is an index
+ENDLESS = 1 << 40  # the same where there is none
 SPARED = 128  # histories of that length that are looked at in the time of the smallest look-up
 
 

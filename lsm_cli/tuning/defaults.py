@@ -26,9 +26,7 @@ def default(setup: Setup) -> dict[str, Any]:
     table: dict[str, Any] = {}
     if model.sequence != "none" and model.max_len:
         table |= _variant(setup) | _behaviours(setup)
-    if model.evidence and _indexed(
-        setup, [field.name for field in setup.fields if field.in_history and field.in_sample]
-    ):
+    if model.evidence and _indexed(setup, setup.matched):
         table["model.evidence_from"] = ["read", "history"]
     table["model.dim"] = _around(model.dim, 1024)
     table["model.hidden"] = _with([[64], [128], [256, 128]], model.hidden)

@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 
 from lsm_cli.data.assembling import Assembler
 from lsm_cli.data.store import MISSING, Store
-from lsm_cli.errors import InputError
 from lsm_cli.kernels.ragged import Segments
 from lsm_cli.models.evidence import Evidence, match_mask
 from lsm_cli.search import scan
@@ -74,8 +73,14 @@ def test_equals_the_evidence_of_the_whole_history(small_store: Path) -> None:
         )
 
 
-def test_a_store_without_an_index_says_how_to_add_it() -> None:
-    store, _ = random_store(1)
-    store.manifest["index"] = {"fields": []}
-    with pytest.raises(InputError, match="--index-only"):
-        MatchStatistics(store, FIELDS, [1.0], [10])
+@settings(max_examples=10, deadline=None)
+@given(seed=st.integers(0, 1 << 30))
+def test_without_an_index_every_history_is_looked_at(seed: int) -> None:
+    store, rng = random_store(seed, longest=80)
+    queries = random_queries(store, rng, 20)
+    expected = MatchStatistics(store, FIELDS, [5 / DAY], [3], -1)(queries)
+    store.manifest["index"] = {"fields": ["item"]}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(scan, "SPARED", 0)
+        found = MatchStatistics(store, FIELDS, [5 / DAY], [3], -1)(queries)
+    np.testing.assert_array_equal(found, expected)
