@@ -244,7 +244,7 @@ def show_money(console: Console, ours: str, theirs: str, money: dict[str, Any]) 
     rows += [[money["what"], mine, other, value, span, lift.word], [last, log, None, None, None, None]]
     title = f"GMV of {ours} against {theirs}, ranked by {money['target']}"
     console.table(title, ["", *COLUMNS], rows, note=money["how"])
-    for line in sentences(_json(money)):
+    for line in sentences(_json(money), (ours, theirs)):
         console.text(line)
 
 

@@ -133,7 +133,7 @@ def _money(page: html.Page, mine: str, other: str, money: dict[str, Any]) -> Non
                  share.get("logged order", share.get("log")), None, None, None, None])  # fmt: skip
     page.table("GMV", ["", mine, other, "difference", "interval", ""], rows)
     page.paragraph(money["how"][0].upper() + money["how"][1:] + ".")
-    for line in sentences(money)[1:]:
+    for line in sentences(money, (mine, other))[1:]:
         page.paragraph(line)
 
 

@@ -12,6 +12,7 @@ Intervals as in `compare`: users are drawn, every figure is a ratio of sums over
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -263,15 +264,19 @@ def worth(
     return found | {"method": method, "assumptions": ASSUMPTIONS[method]}
 
 
-def sentences(money: dict[str, Any]) -> list[str]:
-    """How the estimate was made and what it takes for granted, from `worth` as JSON."""
+def sentences(money: dict[str, Any], names: Sequence[str] = ("run", "other")) -> list[str]:
+    """How the estimate was made and what it takes for granted, from `worth` as JSON.
+
+    Args:
+        names: of the run and of the other.
+    """
     how = {"replay": "replay of the logged outcomes", "snips": "self-normalised inverse propensity"}[money["method"]]
     lines = [f"GMV lift over the baseline by {how}: {money['lift']['verdict']}."]
     if money["method"] == "snips":
         lines += [
-            f"{who}: {part['requests']:,} requests speak for it, worth {part['effective']:,.0f} equal ones; "
+            f"{name}: {part['requests']:,} requests speak for it, worth {part['effective']:,.0f} equal ones; "
             f"{part['clipped']:.1%} of the weights clipped at {money['clip']:g}."
-            for who, part in money["support"].items()
+            for name, part in zip(names, (money["support"][who] for who in ("run", "other")), strict=True)
         ]
     lines.append("It assumes that " + ", and that ".join(money["assumptions"]) + ".")
     return lines + ([money["note"] + "."] if "note" in money else [])

@@ -245,10 +245,11 @@ def _chart(series: Mapping[str, Sequence[tuple[float, float]]], points: Sequence
 
 
 def _ticks(low: float, high: float) -> list[float]:
-    """Round numbers within a range, some four to eight of them."""
+    """Round numbers within a range, or a hundredth of it outside, some four to eight of them."""
+    slack = (high - low) / 100
     step = 10.0 ** math.floor(math.log10((high - low) / 4))
     step *= next((many for many in (5, 2) if step * many <= (high - low) / 4), 1)
-    first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
+    first, last = math.ceil((low - slack) / step), math.floor((high + slack) / step)
     return [round(number * step, 12) for number in range(first, last + 1)]
 
 

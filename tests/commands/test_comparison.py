@@ -71,6 +71,9 @@ def test_two_runs_side_by_side(compared: dict, folder: Path) -> None:
     assert gone["other"] != gone["run"]
     assert compared["gmv"]["method"] == "snips" and compared["gmv"]["target"] == "order"
     assert compared["gmv"]["support"]["run"]["effective"] > 50
+    page = (folder / "page" / "compare.html").read_text()
+    assert all(f"{name}: {compared['gmv']['support'][who]['requests']:,} requests speak for it" in page
+               for name, who in (("tin", "run"), ("dnn", "other")))  # fmt: skip
 
 
 def test_the_same_seed_says_the_same(compared: dict, folder: Path) -> None:
