@@ -119,7 +119,7 @@ def _memory(held: dict[str, Any]) -> list[list[str]]:
     rows = [[name, size(value), f"{value / peak:.1%}"] for name, value in held["categories"].items() if value]
     rows.append(["allocated at the peak", size(held["peak_allocated"]), "100.0%"])
     rows.append(["reserved at the peak", size(held["peak_reserved"]), f"{held['peak_reserved'] / peak:.1%}"])
-    rows.append(["fragmentation", "", f"{held['fragmentation']:.1%}"])
+    rows.append(["fragmentation: free in all that the process reserved", "", f"{held['fragmentation']:.1%}"])
     for name in ("active", "inactive_split", "process_peak"):
         if name in held:
             rows.append([name.replace("_", " "), size(held[name]), ""])
