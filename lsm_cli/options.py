@@ -231,7 +231,9 @@ class EngineOptions(Options):
         "rounded up to so that freed blocks fit again; 0 = as they come",
     )
     lasting_pool: bool = Field(
-        False, description="tables, weights and columns in a pool of GPU memory of their own, apart from every step's"
+        False,
+        description="tables, their optimisers and the store's columns in a pool of GPU memory of their own, apart from "
+        "what comes and goes with every step",
     )
     share_histories: bool = Field(
         True,

@@ -7,6 +7,7 @@ compute on these by local ids, and the optimiser writes the rows back: cost depe
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 import torch
@@ -51,12 +52,14 @@ class RowMap(nn.Module):
     def __init__(self, rows: int, mapping: np.ndarray | None = None) -> None:
         super().__init__()
         self.rows = rows
-        self.register_buffer(
-            "mapping", None if mapping is None else torch.from_numpy(mapping.astype(np.int64)), persistent=False
-        )
+        self.on_host = None if mapping is None else torch.from_numpy(mapping.astype(np.int64))
+        self.register_buffer("mapping", self.on_host, persistent=False)
 
     def forward(self, ids: Tensor) -> Tensor:
-        return ids.clamp(max=self.rows - 1) if self.mapping is None else self.mapping.index_select(0, ids)
+        if self.mapping is None:
+            return ids.clamp(max=self.rows - 1)
+        here = self.mapping.device == ids.device  # or they are still on their way
+        return (self.mapping if here else cast(Tensor, self.on_host)).index_select(0, ids)
 
 
 class Table(nn.Module):
@@ -116,6 +119,7 @@ class Table(nn.Module):
             return Rows(whole, values, tuple(every.long().split(sizes)))
         if every.is_cuda:
             index, local = torch.unique(every, return_inverse=True)
+            index = index.long()
         else:
             index, local = self._distinct(every)
         values, place = self.read(index, grad)

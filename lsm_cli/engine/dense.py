@@ -60,14 +60,16 @@ class Dense:
             for leaf in leaves:
                 if leaf.grad is not None:
                     leaf.grad.mul_(1 / self.scaler.get_scale())
-        if self.options.clip:
-            grads = [p.grad for p in (*self.parameters, *leaves) if p.grad is not None]
-            norm = torch.nn.utils.get_total_norm(grads)
+        grads = [p.grad for p in (*self.parameters, *leaves) if p.grad is not None]
+        norm = torch.nn.utils.get_total_norm(grads) if self.options.clip or self.scaler.is_enabled() else None
+        if norm is not None and self.scaler.is_enabled() and not norm.isfinite():  # the scaler knows no leaves
+            self.scaler.update(self.scaler.get_scale() * self.scaler.get_backoff_factor())
+            return False
+        if norm is not None and self.options.clip:
             torch._foreach_mul_(grads, (self.options.clip / (norm + 1e-6)).clamp(max=1.0))
-        before = self.scaler.get_scale()
         self.scaler.step(self.optimizer)
         self.scaler.update()
-        return not self.scaler.is_enabled() or self.scaler.get_scale() >= before
+        return True
 
     def follow(self, step: int) -> None:
         """Let the average follow the weights after so many steps."""

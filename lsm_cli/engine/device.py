@@ -44,7 +44,8 @@ def decide(options: TrainOptions) -> Compute:
     device = torch.device("cuda" if available and options.device != "cpu" else "cpu")
     precision: str = options.precision
     if precision == "auto":
-        precision = "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "fp32"
+        has_it = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+        precision = "bf16" if has_it else "fp32"
     if precision == "fp16" and device.type == "cpu":
         raise InputError("train.precision = 'fp16' needs a GPU; use bf16 or fp32 on the CPU")
     if options.threads:

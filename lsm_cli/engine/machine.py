@@ -140,7 +140,7 @@ def _devices() -> list[dict[str, Any]]:
                 "capability": f"{major}.{minor}",
                 "memory_total": total,
                 "memory_free": free,
-                "bf16": torch.cuda.is_bf16_supported(),
+                "bf16": torch.cuda.is_bf16_supported(including_emulation=False),
             }
         )
     return found

@@ -54,7 +54,8 @@ def lasting(device: torch.device, options: EngineOptions) -> AbstractContextMana
     two of a table."""
     if device.type != "cuda" or not options.lasting_pool:
         return nullcontext()
-    return torch.cuda.use_mem_pool(_pool(torch.cuda.current_device() if device.index is None else device.index), device)
+    index = torch.cuda.current_device() if device.index is None else device.index
+    return torch.cuda.use_mem_pool(_pool(index), index)
 
 
 @cache

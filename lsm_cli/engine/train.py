@@ -131,9 +131,6 @@ class Trainer:
         validate_at = self._validation_steps()
         while not self.at.finished:
             self._epoch(validate_at)
-            if self.at.epoch == self.options.epochs:
-                self.at.finished = True
-                self._save()
 
     def best(self) -> Scorer:
         """The model with the weights of the best validation."""
@@ -167,6 +164,7 @@ class Trainer:
                 loss.zero_()
                 self.at.pending = 0
             self.at.epoch += last
+            self.at.finished = self.at.epoch == self.options.epochs
             self.at.loss = 0.0
             if self.at.step in validate_at:
                 self._validate(mean)
@@ -344,6 +342,7 @@ class Trainer:
 
     def _restore(self, state: dict[str, Any]) -> None:
         self.at = Position(**state["position"])
+        self.at.finished |= self.at.epoch == self.options.epochs
         self.pieces.count = self.at.pieces
         try:
             self.model.load_state_dict(state["model"])

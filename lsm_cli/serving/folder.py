@@ -125,8 +125,10 @@ def _compared(model: RankingModel, batch: Batch, folder: Path, compiled: bool) -
 def _about(run: RunFolder, setup: Setup, dtype: str) -> dict[str, Any]:
     found, reach, search = setup.match_statistics(), setup.reach, setup.recipe.search
     reads = f"the most recent {reach:,} behaviours" if reach < EVERYTHING else "all behaviours before the request"
-    if search.source or search.method != "none":
-        reads = f"what a {search.method} search found for the candidate: give that as the history, with its times"
+    searched = bool(search.source) or search.method != "none"
+    if searched:
+        found_by = "a search" if search.source else f"a {search.method} search"
+        reads = f"what {found_by} found for the candidate: give that as the history, with its times and ranks"
     return {
         "format": scorer.FORMAT,
         "lsm": lsm_cli.__version__,
@@ -134,6 +136,7 @@ def _about(run: RunFolder, setup: Setup, dtype: str) -> dict[str, Any]:
         "targets": setup.targets,
         "tables": dtype,
         "reads": reads,
+        "ranked": searched,
         "max_len": reach,
         "fields": {
             field.name: {"level": field.level, "in_history": field.in_history, "in_sample": field.in_sample}
@@ -207,6 +210,6 @@ def setup_of(about: dict[str, Any], path: Path, store: Store) -> Setup:
 
 
 def on_cpu(recipe: Recipe) -> Recipe:
-    """The recipe as an exported model computes: on the CPU, in fp32."""
+    """The recipe as an exported model computes: on the CPU, in fp32, a history for every sample."""
     train = recipe.train.model_copy(update={"device": "cpu", "precision": "fp32"})
-    return recipe.model_copy(update={"train": train, "engine": EngineOptions()})
+    return recipe.model_copy(update={"train": train, "engine": EngineOptions(share_histories=False)})

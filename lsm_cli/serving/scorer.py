@@ -7,6 +7,8 @@ A request is one candidate and the history of its user, a JSON object per line:
     {"time": 1700000000,                                    seconds since 1970, of the request
      "candidate": {"item": "A", "category": "c1/c2", …},    raw values as in the logs; a category is a path
      "history": {"time": […], "item": […], …},              a list per field, as long as that of the times; any order
+                                                            (also "rank", if scorer.json says "ranked": how many
+                                                            behaviours ago among all of the user's, 1 = the last one)
      "statistics": {"popularity.item.1d": 12.0, …},         point-in-time counts; what is missing is unknown
      "matches": {"item.count": 3.0, …}}                     only where scorer.json names some
 
@@ -100,7 +102,7 @@ class Scorer:
                 order = order[max(0, len(order) - about["max_len"]) :]
                 lengths.append(len(order))
                 ages += (time - moments[order]).tolist()
-                ranks += range(len(order), 0, -1)
+                ranks += self._ranks(events, len(moments), order)
                 for name, ids in history.items():
                     values = events.get(_raw(name, fields), [None] * len(moments))
                     if len(values) != len(moments):
@@ -129,6 +131,14 @@ class Scorer:
         if about["matches"]:
             found["matches"] = torch.tensor(matches, dtype=torch.float32)
         return found
+
+    def _ranks(self, events: dict[str, Any], size: int, order: np.ndarray) -> list[int]:
+        """How many behaviours ago: by the history, if it is whole, else as the request says."""
+        if not self.about.get("ranked") or not len(order):
+            return list(range(len(order), 0, -1))
+        if len(events["rank"]) != size:
+            raise ValueError("history.rank and history.time differ in length")
+        return [int(events["rank"][place]) for place in order]
 
     def _id(self, name: str, value: Any, new: dict[str, dict[str, int]]) -> int:
         """The id of a raw value; of a category, of its node at the level of the field."""

@@ -72,6 +72,20 @@ def test_early_stopping(small_store: Path, tmp_path: Path) -> None:
     assert max(quality) == quality[-3], "the best validation, then two that were not better"
 
 
+def test_a_stop_at_the_last_step_is_the_end(small_store: Path, tmp_path: Path) -> None:
+    store, options = Store.open(small_store), recipes.load("tin", [*SMALL, "train.epochs=1"])
+    run = RunFolder.start(tmp_path / "run", options, store, resume=False)
+    trainer = Trainer(Setup.of(options, store), run, stop=lambda: trainer.at.step == trainer.total)
+    trainer.fit()
+    state = run.load_state()
+    assert state["position"]["finished"]
+    run.save_state(state | {"position": state["position"] | {"finished": False}})  # as it was written before
+    again = Trainer(Setup.of(options, store), run)
+    again.fit()
+    assert again.at.finished and again.at.step == trainer.total
+    run.close()
+
+
 @pytest.mark.parametrize("metric", ["auc", "gauc", "logloss"])
 def test_the_best_validation_picks_the_weights(small_store: Path, tmp_path: Path, metric: str) -> None:
     trainer = _trained(small_store, tmp_path / "run", f"train.metric={metric}", "train.ema=0.9", "train.epochs=4")

@@ -237,6 +237,48 @@ def test_a_folder_scores_requests_by_itself(
     np.testing.assert_allclose([[row["click"], row["order"]] for row in found], expected, atol=1e-5)
 
 
+def test_candidates_of_one_request_score_as_those_of_many(exported: Path, store: Path) -> None:
+    setup = folder.setup_of(folder.opened(exported), exported, Store.open(store))
+    alone, together = Feed(setup, "test"), Feed(setup, "test")
+    asked, of = np.repeat(np.arange(5), 6), together.assembler
+    for feed in (alone, together):
+        of = feed.assembler
+        of.user, of.end, of.time = (np.asarray(column)[asked] for column in (of.user, of.end, of.time))
+    model = folder.Exported(exported)
+    found = evaluate.score(model, together, setup.compute, np.arange(30))
+    one_by_one = [evaluate.score(model, alone, setup.compute, np.array([row])) for row in range(30)]
+    np.testing.assert_allclose(found, np.concatenate(one_by_one), atol=1e-5)
+
+
+def test_what_a_search_found_comes_with_its_ranks(store: Path, run_of: Callable[..., Path], tmp_path: Path) -> None:
+    done = CliRunner().invoke(
+        app, ["export", str(run_of("hier_hard")), "--out", str(tmp_path / "out"), "--no-compile", "--json"]
+    )
+    assert done.exit_code == 0, done.output
+    setup, eager, _ = _pair(run_of("hier_hard"), store)
+    feed, index = Feed(setup, "test"), np.arange(40)
+    pointers, statistics = feed.find(index, eager), setup.match_statistics()
+    assert statistics is not None
+    matches = statistics(feed.assembler.queries(index))
+    first = Store.open(store).offsets
+    requests = _requests(store, 40)
+    for row, request in enumerate(requests):
+        found = pointers.pointer[pointers.offsets[row] : pointers.offsets[row + 1]]
+        samples = Store.open(store).samples("test")
+        end, own = int(samples.column("end")[row]), int(first[samples.column("user")[row]])
+        request["history"] = {name: [values[at - own] for at in found] for name, values in request["history"].items()}
+        request["history"]["rank"] = [end - int(at) for at in found]
+        request["matches"] = dict(zip(statistics.names, matches[row].tolist(), strict=True))
+    served = Scorer(tmp_path / "out")
+    logits = evaluate.score(eager, feed, setup.compute, index)
+    scores = [[row["click"], row["order"]] for row in served.score(requests)]
+    np.testing.assert_allclose(scores, 1 / (1 + np.exp(-logits)), atol=1e-5)
+    held = next(row for row, request in enumerate(requests) if request["history"]["time"])
+    del requests[held]["history"]["rank"]
+    with pytest.raises(ValueError, match=f"request {held + 1}: 'rank' is missing"):
+        served.score(requests)
+
+
 def test_values_that_nobody_has_seen_match_each_other(store: Path, scorer: Scorer) -> None:
     request = _requests(store, 1)[0]
     request["history"] |= {"time": [request["time"] - 5], "item": ["new"], "category": [["r1", "l2"]]}

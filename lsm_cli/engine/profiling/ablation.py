@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from lsm_cli import recipe as recipes
-from lsm_cli.engine import evaluate, replay
+from lsm_cli.engine import evaluate, fitting, replay
 from lsm_cli.engine.profiling import memory
 from lsm_cli.engine.profiling.timing import plainly
 from lsm_cli.engine.profiling.work import Phase, Work
@@ -175,6 +175,8 @@ def ablate(work: Work, steps: int, rounds: int, before: int, progress: Progress 
         ("with", variants.get("memory_pool.on", work)),
         ("without", variants.get("memory_pool.off", work)),
     ):
+        variant.setup.activate(variant.model)
+        fitting.free(setup.compute.device)  # what was reserved under other settings
         pool[name] = 1 - memory.watch_step(variant, before)["fragmentation"]
     difference = _differences(variants)
     pace = _rounds(variants, steps, rounds, progress)
