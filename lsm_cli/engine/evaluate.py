@@ -57,7 +57,7 @@ def scoring_batches(feed: Feed, index: np.ndarray) -> Iterator[np.ndarray]:
 def scores(model: Scorer, feed: Feed, compute: Compute, groups: Iterable[np.ndarray]) -> Generator[Tensor, None, None]:
     """Logits of each group of samples, float32 [n, targets], on the device; scoring and profiling alike."""
     model.eval()
-    replay = Replay(cast(RankingModel, model), compute) if feed.replays else None
+    replay = _replay(feed, model, compute) if feed.replays else None
     with closing(feed.batches(groups, model)) as made:
         while True:
             with trace.part(trace.DATA):
@@ -67,6 +67,13 @@ def scores(model: Scorer, feed: Feed, compute: Compute, groups: Iterable[np.ndar
             found = feed.scoring.run(batch.size, partial(_scored, model, compute, replay, batch))
             del batch
             yield found
+
+
+def _replay(feed: Feed, model: Scorer, compute: Compute) -> Replay:
+    """The graphs of a model, kept with the feed that they score: they stay right while it is trained."""
+    if feed.replay is None or feed.replay.model is not model:
+        feed.replay = Replay(cast(RankingModel, model), compute)
+    return feed.replay
 
 
 def _scored(

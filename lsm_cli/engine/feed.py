@@ -24,6 +24,7 @@ from lsm_cli.engine import trace
 from lsm_cli.engine.ahead import ahead
 from lsm_cli.engine.fitting import Pieces, out_of_memory
 from lsm_cli.engine.pools import lasting
+from lsm_cli.engine.replay import Replay
 from lsm_cli.engine.ring import Ring
 from lsm_cli.engine.setup import Setup
 from lsm_cli.errors import InputError, LsmError
@@ -76,6 +77,7 @@ class Feed:
             with lasting(self.device, setup.recipe.engine):
                 self.resident = self._resident()
         self.replays = setup.replays
+        self.replay: Replay | None = None
         # a soft search goes by the model as the step before left it, so its batches cannot be made ahead
         self.depth = 0 if self.soft else setup.recipe.engine.prefetch
         self.gathering, self.scoring = Pieces("gathering of a batch", self.device), Pieces("scoring", self.device)

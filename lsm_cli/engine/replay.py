@@ -19,6 +19,7 @@ from torch import Tensor
 
 from lsm_cli.data.batches import Batch
 from lsm_cli.embedding.tables import Table
+from lsm_cli.engine import trace
 from lsm_cli.engine.device import Compute
 from lsm_cli.kernels import ragged
 from lsm_cli.models.ranking import RankingModel
@@ -88,7 +89,8 @@ class Replay:
         shape = _Shape(buffers, lambda: self._score(buffers))
         if self.captures:
             shape.fill(batch)
-            shape.run = self._captured(shape.run)
+            with trace.paused():
+                shape.run = self._captured(shape.run)
         return shape
 
     def _score(self, batch: Batch) -> Tensor:

@@ -64,6 +64,7 @@ class Clock:
         self.stack: list[str] = []
         self.marks: list[tuple[str, Any]] = []  # a part, and when it began
         self.first = NUMBERS  # the part with which a model begins
+        self.paused = False
         self._range: Any = None
 
     @property
@@ -87,6 +88,8 @@ class Clock:
         self._mark()
 
     def _mark(self) -> None:
+        if self.paused:
+            return
         name = self.now
         if self._range is not None:
             self._range.__exit__(None, None, None)
@@ -132,6 +135,20 @@ def following(clock: Clock, model: torch.nn.Module) -> Iterator[None]:
         _clock = before
         for handle in handles:
             handle.remove()
+
+
+@contextmanager
+def paused() -> Iterator[None]:
+    """No stamps inside: what a CUDA graph is captured from takes no time of its own."""
+    clock = _clock
+    if clock is None:
+        yield
+        return
+    before, clock.paused = clock.paused, True
+    try:
+        yield
+    finally:
+        clock.paused = before
 
 
 def _hooks(clock: Clock, model: torch.nn.Module) -> list[Any]:

@@ -74,6 +74,26 @@ def test_few_shapes_are_kept(small_store: Path, monkeypatch: pytest.MonkeyPatch)
     assert len(scorer.made) == 3
 
 
+def test_shapes_are_made_once_for_a_feed_and_a_model(small_store: Path) -> None:
+    setup = _setup(small_store, "tin", "cpu")
+    feed, groups = Feed(setup, "test"), [np.arange(9), np.arange(9, 30)]
+    feed.replays = True
+    model = setup.model()
+    first = list(evaluate.scores(model, feed, setup.compute, groups))
+    made = dict(feed.replay.made)
+    with torch.no_grad():  # as training does, in place
+        for parameter in model.parameters():
+            parameter += 0.1
+    second = list(evaluate.scores(model, feed, setup.compute, groups))
+    assert feed.replay.made == made and not torch.equal(first[0], second[0])
+    feed.replays = False
+    torch.testing.assert_close(second, list(evaluate.scores(model, feed, setup.compute, groups)), rtol=1e-4, atol=1e-5)
+    other = setup.model()
+    feed.replays = True
+    list(evaluate.scores(other, feed, setup.compute, groups))
+    assert feed.replay.model is other
+
+
 @given(st.integers(0, 1 << 24))
 def test_classes_hold_their_sizes(size: int) -> None:
     held = size_class(size)

@@ -107,10 +107,15 @@ def measure(work: Work, seconds: float, group: np.ndarray) -> dict[str, float | 
 
 
 def tally(work: Work, group: np.ndarray) -> tuple[int, int]:
-    """Bytes moved and floating-point operations of one step; what it reads of the store's columns is in the batch."""
+    """Bytes moved and floating-point operations of one step, not of the replay of a graph, which shows none; what it
+    reads of the store's columns is in the batch."""
     traffic, counter = Traffic(), FlopCounterMode(display=False, custom_mapping=FLOPS)
-    with closing(work.steps([group])) as running, counter, traffic:
-        next(running)
+    replays, work.feed.replays = work.feed.replays, False
+    try:
+        with closing(work.steps([group])) as running, counter, traffic:
+            next(running)
+    finally:
+        work.feed.replays = replays
     return traffic.bytes + 2 * batch_bytes(work, group), counter.get_total_flops()
 
 
