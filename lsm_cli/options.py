@@ -14,7 +14,7 @@ Width = Annotated[int, Field(ge=1, le=1 << 16)]
 
 
 class Options(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=False, populate_by_name=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=False, populate_by_name=True, allow_inf_nan=False)
 
 
 class DataOptions(Options):
@@ -86,7 +86,7 @@ class ModelOptions(Options):
     evidence_from: Literal["read", "history"] = Field(
         "read", description="match statistics of the behaviours read, or of all before the request, by the index"
     )
-    days: list[float] = Field(
+    days: list[Annotated[float, Field(gt=0, le=1e6)]] = Field(
         [1.0, 7.0, 30.0, 90.0], description="match counts over the last days, where they come from the index"
     )
     half_lives: list[float] = Field(
@@ -132,7 +132,9 @@ class SearchOptions(Options):
     )
     min_level: str = Field("", description="coarsest level of the hard search; empty = the last of the levels")
     budgets: dict[str, int] = Field({}, description="most behaviours that a level of the hard search may contribute")
-    within_days: float = Field(0.0, ge=0, description="only behaviours of the last so many days; 0 = of any age")
+    within_days: float = Field(
+        0.0, ge=0, le=1e6, description="only behaviours of the last so many days; 0 = of any age"
+    )
     scenarios: list[str] = Field([], description="only behaviours in these scenarios; empty = in all")
     domains: list[str] = Field([], description="only behaviours in these domains; empty = in all")
     hard_k: int = Field(25, ge=0, description="hybrid: how many of top_k the hard search may find")

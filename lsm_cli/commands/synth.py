@@ -71,7 +71,7 @@ def synth(
             target,
             split,
             count(s["n"]),
-            f"{s['positives'] / s['n']:.1%}",
+            f"{s['positives'] / s['n']:.1%}" if s["n"] else None,
             *(_three(s[of][by]) for by in ("auc", "gauc") for of in ("without_history", "true")),
         ]
         for target, splits in scores.items()

@@ -6,6 +6,7 @@ naming the file, the key, the nearest known key and what to do; nothing of the l
 
 from __future__ import annotations
 
+import math
 import re
 import tomllib
 from datetime import UTC, date, datetime
@@ -33,6 +34,8 @@ _RESERVED = {
     "value",
     "propensity",
     "label",
+    "target",
+    "split",
 }
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_-]*")
 
@@ -196,7 +199,9 @@ class Samples(Files):
 
 def _moment(value: Any) -> datetime | date | int | float:
     """A date, a number (in the samples' time unit) or a share; text must be an ISO date."""
-    if isinstance(value, (date, int, float)) and not isinstance(value, bool):
+    if isinstance(value, (date, int)) and not isinstance(value, bool):
+        return value
+    if isinstance(value, float) and math.isfinite(value):
         return value
     try:
         moment = datetime.fromisoformat(value)

@@ -117,8 +117,13 @@ def evaluate(
         {"targets": {target: {auc, gauc, logloss, calibration, n, positives, error: {auc, gauc, logloss}, standard
         errors, calibration_curve, slices: {kind: {name: …}}, truth: {auc, gauc, logloss} where the world's own
         probabilities are known}}, "samples_per_second"}.
+
+    Raises:
+        InputError: there are no samples, or scores are not finite.
     """
     feed = Feed(setup, split, shuffle_seed)
+    if not len(feed):
+        raise InputError(f"{setup.store.path}: has no {split} samples; name another --split")
     index = np.arange(len(feed))
     started = time.perf_counter()
     logits = score(model, feed, setup.compute, index, progress)

@@ -168,6 +168,6 @@ def _matches(ids: np.ndarray, target: np.ndarray, values: EventValues) -> np.nda
     wanted = np.where(known, target, -1).astype(ids.dtype)[:, None]
     span = np.where(known, values.sizes.take(target, mode="clip"), 0) if values.sizes is not None else known
     if span.max(initial=0) <= 1:
-        return ids == wanted
+        return (ids == wanted) & known[:, None]
     unsigned = np.dtype(f"u{ids.dtype.itemsize}")
     return (ids - wanted).view(unsigned) < span.astype(unsigned)[:, None]

@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Annotated, Any
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from lsm_cli import recipe as recipes
 from lsm_cli.errors import InputError
@@ -268,7 +268,7 @@ def _range(key: str, text: str, when: tuple[Condition, ...]) -> Option:
         log = True
     elif mode.startswith("step="):
         number = _value(mode.removeprefix("step="))
-        if not isinstance(number, int | float) or number <= 0 or (whole and number != int(number)):
+        if not isinstance(number, int | float) or not 0 < number < math.inf or (whole and number != int(number)):
             raise _ProblemsError(f"{mode!r}: the step must be a positive {'whole ' if whole else ''}number")
         step = int(number) if whole else float(number)
     elif mode:
@@ -353,7 +353,7 @@ def _field(key: str) -> Any:
 def _adapter(key: str) -> TypeAdapter[Any]:
     info = _field(key)
     form: Any = Annotated[(info.annotation, *info.metadata)] if info.metadata else info.annotation
-    return TypeAdapter(form)
+    return TypeAdapter(form, config=ConfigDict(allow_inf_nan=False))
 
 
 def _checked(key: str, value: Any) -> Any:

@@ -88,6 +88,8 @@ DESCRIPTIONS: dict[str, tuple[Change, str]] = {
     "unknown unit": (put("events.0.time.unit", "h"), r"events\[0\]\.time\.unit: must be 's', 'ms' or 'us', not 'h'"),
     "wrong window": (put("samples.statistics.popularity", ["7 days"]), r"samples\.statistics: popularity: '7 days' is not a window"),
     "field of our own name": (put("events.0.fields", ["item"]), r"events\[0\]: fields: 'item' is a name of our own; rename it"),
+    "field named as a role": (put("events.0.fields", ["target"]), r"events\[0\]: fields: 'target' is a name of our own; rename it"),
+    "split at no moment": (put("split", {"valid": float("inf")}), r"split\.valid: inf is not a moment; write e\.g\."),
     "field that names no file": (put("events.0.fields", ["a/b"]), r"fields: 'a/b' cannot name a file"),
     "wrong type": (put("events.0.item", 3), r"events\[0\]\.item: must be a string, not 3"),
     "actions of nothing": (put("events.0.actions", {"1": "x"}), r"events\[0\]: actions renames values of a column"),
@@ -128,6 +130,37 @@ LOGS: dict[str, tuple[Change, str]] = {
     "user always empty": (events(ONE | {"user": None}), r"column 'user' \(events\[0\]\.user\) is empty in every row"),
     "no rows": (lambda _, folder: pl.DataFrame(schema={"user": pl.Int64, "item": pl.Int64, "ts": pl.Int64, "scenario": pl.String, "brand": pl.Int64, "c1": pl.String, "c2": pl.String}).write_parquet(folder / "events.parquet"), r"events\.parquet: has no rows"),
     "a list where a value belongs": (events(ONE | {"item": [1, 2]}), r"column 'item' .* holds lists or structs"),
+    "value in another notation": (
+        both(put("samples.value", "paid"), samples(*({**row, "paid": "EUR 10,50"} for row in anchors()))),
+        r"samples\.parquet: column 'paid' \(samples\.value\) says 'EUR 10,50'; it takes finite numbers",
+    ),
+    "infinite value": (
+        both(put("samples.value", "paid"), samples(*({**row, "paid": float("inf")} for row in anchors()))),
+        r"samples\.parquet: column 'paid' \(samples\.value\) says inf; it takes finite numbers",
+    ),
+    "no target anywhere": (
+        both(
+            put("samples.labels", {}), put("samples.label", "label"), put("samples.target", "kind"),
+            samples(*({**row, "kind": None} for row in anchors())),
+        ),
+        r"samples\.parquet: column 'kind' \(samples\.target\) is empty in every row; name another column",
+    ),
+    "events in a unit too fine": (
+        both(
+            put("events.0.time.unit", "ms"),
+            events(*({**event(0, 1, 3), "ts": 1_700_000_000 + n} for n in range(3))),
+            samples(*({**row, "ts": row["ts"] + 1_700_000_000} for row in anchors())),
+        ),
+        r"column 'ts' \(events\[0\]\.time\) ends in 1970-01-20 16:13:20 when read as ms, years before the requests; is it unit = \"s\"\?",
+    ),
+    "samples in a unit too fine": (
+        both(
+            put("samples.time.unit", "us"),
+            events(*({**event(0, 1, 3), "ts": 1_700_000_000 + n} for n in range(3))),
+            samples(*({**row, "ts": row["ts"] + 1_700_000_000_000} for row in anchors())),
+        ),
+        r"column 'ts' \(samples\.time\) ends in 1970-01-20 .* when read as us, years before the events; is it unit = \"ms\"\?",
+    ),
     "label of other values": (samples(*anchors(), sample(0, 1, 9, 5, "train")), r"column 'label' is a label and says '5'; labels are 0, 1"),
     "one class": (samples(*(row | {"label": 1} for row in anchors())), r"target 'click' is 1 in every training sample"),
     "never observed": (samples(*(row | {"label": None if row["split"] == "train" else 1} for row in anchors())), r"observed in no training sample"),

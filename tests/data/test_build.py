@@ -300,3 +300,20 @@ def test_where_keeps_some_rows(tmp_path: Path) -> None:
     assert store.events == 1
     with pytest.raises(InputError, match="has no rows that `where` keeps"):
         build(tmp_path, DESCRIPTION | {"events": [EVENTS | {"where": {"scenario": "nowhere"}}]}, out="none")
+
+
+def test_a_category_is_known_to_candidates_from_events_before(tmp_path: Path) -> None:
+    """That an item has one may be known from nothing but the click that is to be predicted."""
+    events = [event(0, 1, 5), event(1, 2, 9), event(0, 3, 12), event(1, 3, 14) | {"c1": "g9", "c2": "s9"}]
+    samples = [sample(0, 1, 9, 1, "train"), sample(0, 2, 9, 0, "train"), sample(1, 3, 15, 1, "valid")]
+    samples += [sample(1, 3, 12, 0, "test"), sample(1, 2, 10, 0, "test"), sample(1, 4, 30, 0, "test")]
+    write(tmp_path, "events", events)
+    write(tmp_path, "samples", [{k: v for k, v in row.items() if k not in ("c1", "c2")} for row in samples])
+    block = {name: value for name, value in SAMPLES.items() if name != "category"}
+    found = []
+    for memory in (1 << 30, 1 << 10):
+        store = build(tmp_path, DESCRIPTION | {"samples": block}, out=f"s{memory}", memory=memory)
+        paths = dict(pl.read_parquet(store.vocabulary_file("category")).select("node", "path").iter_rows())
+        nodes = np.concatenate([store.samples(split).column("category") for split in ("train", "valid", "test")])
+        found.append([paths.get(node) for node in nodes.tolist()])
+    assert found[0] == found[1] == ["g1/s1", None, "g1/s3", None, "g0/s2", None]

@@ -60,6 +60,44 @@ def test_whole_floats_are_the_integers_they_stand_for(tmp_path: Path) -> None:
     assert data_bytes(build(tmp_path, DESCRIPTION, out="floats")) == whole
 
 
+def test_whole_floats_in_text_too(tmp_path: Path) -> None:
+    events, samples = rows(KINDS["small"])
+    events[3]["item"] = None
+    for form in ("parquet", "csv"):
+        write(tmp_path, "events", events, form)
+        write(tmp_path, "samples", samples, form)
+    frame = pl.read_csv(tmp_path / "events.csv").with_columns(pl.col("item").cast(pl.Float64))
+    frame.write_csv(tmp_path / "events.csv")
+    assert "7.0" in (tmp_path / "events.csv").read_text()
+    whole = vocabulary(build(tmp_path, DESCRIPTION), "item")
+    raw = copy.deepcopy(DESCRIPTION)
+    raw["events"][0]["path"], raw["samples"]["path"] = "events.csv", "samples.csv"
+    assert vocabulary(build(tmp_path, raw, out="floats"), "item") == whole
+
+
+def test_what_where_leaves_out_may_be_text(tmp_path: Path) -> None:
+    events, samples = rows(KINDS["small"])
+    write(tmp_path, "samples", samples)
+    kept = [row | {"kind": "ad"} for row in events]
+    write(tmp_path, "events", kept, "csv")
+    raw = DESCRIPTION | {"events": [EVENTS | {"path": "events.csv", "where": {"kind": "ad"}}]}
+    whole = vocabulary(build(tmp_path, raw), "item")
+    write(tmp_path, "events", [row | {"item": str(row["item"])} for row in kept] +
+          [row | {"item": "x7", "kind": "post"} for row in events[:4]], "csv")  # fmt: skip
+    assert vocabulary(build(tmp_path, raw, out="mixed"), "item") == whole
+
+
+def test_several_absolute_paths(tmp_path: Path) -> None:
+    events, samples = rows(KINDS["small"])
+    write(tmp_path, "samples", samples)
+    write(tmp_path, "a", events[:9])
+    write(tmp_path, "b", events[9:])
+    paths = [str(tmp_path / name) for name in ("a.parquet", "b.parquet", "none/*.parquet")]
+    store = build(tmp_path, DESCRIPTION | {"events": [EVENTS | {"path": paths}]})
+    assert store.events == len(events)
+    assert any("no file matches" in note and "none" in note for note in store.manifest["notes"])
+
+
 def test_csv_as_it_comes(tmp_path: Path) -> None:
     events, samples = rows(KINDS["text"])
     write(tmp_path, "events", events)

@@ -10,6 +10,7 @@ import numpy as np
 import polars as pl
 import pytest
 
+from lsm_cli.data.building import drawn
 from lsm_cli.errors import InputError
 from tests.data.building import (
     DESCRIPTION,
@@ -20,6 +21,7 @@ from tests.data.building import (
     build,
     data_bytes,
     event,
+    sample,
     seconds,
     vocabulary,
     write,
@@ -50,12 +52,15 @@ def test_a_positive_event_becomes_a_request_with_negatives_seen_before(tmp_path:
     rows = log()
     write(tmp_path, "events", rows)
     store = build(tmp_path, from_events(draw=draw))
-    wanted = [row for row in rows if row["act"] != "view"]
-    assert store.targets == ["buy", "cart"] and sum(store.splits.values()) == 4 * len(wanted)
-    items, users = vocabulary(store, "item"), vocabulary(store, "user")
     born: dict[str, int] = {}
     for row in rows:
         born.setdefault(str(row["item"]), row["ts"])
+    positive = [row for row in rows if row["act"] != "view"]
+    wanted = [row for row in positive if born[str(row["item"])] < row["ts"]]
+    lost = len(positive) - len(wanted)
+    assert lost and store.manifest["dropped"]["samples"] == {"of an item that nobody had met": lost}
+    assert store.targets == ["buy", "cart"] and sum(store.splits.values()) == 4 * len(wanted)
+    items, users = vocabulary(store, "item"), vocabulary(store, "user")
     place, first = 0, rows[0]["ts"]
     for split in ("train", "valid", "test"):  # by time, as the log is
         part = store.samples(split)
@@ -72,6 +77,42 @@ def test_a_positive_event_becomes_a_request_with_negatives_seen_before(tmp_path:
             assert [part.column(f"label.{other}")[i] for i in group] == [-1] * 4
             seen = sum(e["user"] == row["user"] and e["ts"] < row["ts"] for e in rows)
             assert (part.column("end")[start] - store.offsets[part.column("user")[start]]) == seen
+
+
+def test_nothing_but_taste_tells_positives_from_negatives(tmp_path: Path) -> None:
+    """Items come up new all the time; that one was never met would say that it is the positive."""
+    rng = np.random.default_rng(0)
+    rows = [event(n % 9, int(1 + n // 3 if rng.random() < 0.3 else rng.integers(1, 2 + n // 3)), n) for n in range(900)]
+    write(tmp_path, "events", rows)
+    raw = from_events(positive=[]) | {"events": [EVENTS]}
+    raw["samples"] |= {"statistics": {"popularity": ["all"]}}
+    part = build(tmp_path, raw).samples("train")
+    fresh = np.asarray(part.column("stat.popularity.item.all")) <= 0
+    assert fresh.mean() < 0.02
+
+
+def test_a_rare_domain_is_remembered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(drawn, "_REMEMBERED", 150)
+    rows = [row | {"where": "feed"} for row in log()]
+    rows += [row | {"where": "rare"} for row in log()[300:303:2]]
+    write(tmp_path, "events", sorted(rows, key=lambda row: row["ts"]))
+    raw = from_events(positive=["view", "buy", "cart"])
+    raw["events"] = [raw["events"][0] | {"domain": {"column": "where"}}]
+    store = build(tmp_path, raw | {"taxonomy": {"shared": True}})
+    rare = next(number for number, name in vocabulary(store, "domain").items() if name == "rare")
+    assert sum(int((store.samples(split).column("domain") == rare).sum()) for split in store.splits) == 8
+
+
+def test_attributes_of_items_with_numbers_below_zero(tmp_path: Path) -> None:
+    write(tmp_path, "events", [{k: v for k, v in row.items() if k != "brand"} for row in log()])
+    write(tmp_path, "items", [{"item": n, "brand": f"b{n}"} for n in range(-40, 30)])
+    block = {name: value for name, value in from_events()["events"][0].items() if name != "fields"}
+    raw = from_events() | {"events": [block], "items": {"path": "items.parquet", "item": "item", "fields": ["brand"]}}
+    store = build(tmp_path, raw)
+    items, brands = vocabulary(store, "item"), vocabulary(store, "brand")
+    part = store.samples("train")
+    for item, brand in zip(part.column("item").tolist(), part.column("brand").tolist(), strict=True):
+        assert brands[brand] == f"b{items[item]}"
 
 
 def test_the_same_seed_draws_the_same_negatives(tmp_path: Path) -> None:
@@ -156,6 +197,19 @@ def test_lists_give_the_same_store_as_logs(tmp_path: Path) -> None:
     for out, memory in (("lists", 1 << 30), ("parts", 1 << 10)):
         lists = build(tmp_path, raw, out=out, memory=memory)
         assert data_bytes(lists) == data_bytes(logs)
+
+
+def test_a_behaviour_that_two_files_have_is_kept_once(tmp_path: Path) -> None:
+    events = [event(n % 3, 1 + n % 7, n) for n in range(20)]
+    rows = listed(events, [*anchors(), sample(2, 3, 19, 1, "train")])
+    raw = DESCRIPTION | {"events": [LISTED], "samples": SAMPLES | {"path": "lists*.parquet", "layout": "lists"}}
+    write(tmp_path, "lists", rows)
+    whole = data_bytes(build(tmp_path, raw))
+    (tmp_path / "lists.parquet").unlink()
+    for number in range(2):
+        write(tmp_path, f"lists{number}", rows[number * 2 : number * 2 + 2 + number])
+    for out, memory in (("two", 1 << 30), ("parts", 1 << 10)):
+        assert data_bytes(build(tmp_path, raw, out=out, memory=memory)) == whole
 
 
 def test_lists_of_different_lengths(tmp_path: Path) -> None:

@@ -10,11 +10,15 @@ import torch
 
 from lsm_cli import recipe as recipes
 from lsm_cli.data.store import Store
+from lsm_cli.data.tiny import write_store
 from lsm_cli.engine import schedule
+from lsm_cli.engine.dense import Dense
+from lsm_cli.engine.device import Compute
 from lsm_cli.engine.evaluate import evaluate
 from lsm_cli.engine.run import RunFolder
 from lsm_cli.engine.setup import Setup
 from lsm_cli.engine.train import Trainer
+from lsm_cli.errors import InputError
 
 SMALL = ["train.batch_size=64", "train.threads=1", "model.max_len=20", "model.hidden=[16]", "train.epochs=2"]
 
@@ -51,6 +55,24 @@ def test_same_seed_same_run_other_seed_other_run(small_store: Path, tmp_path: Pa
         assert one.numel() < 4 or not torch.equal(one, other) or not one.any()
 
 
+@pytest.mark.parametrize("clip", ["5", "0"])
+def test_an_overflow_in_the_rows_alone_skips_the_step(small_store: Path, clip: str) -> None:
+    setup = Setup.of(recipes.load("tin", [*SMALL, f"train.clip={clip}"]), Store.open(small_store))
+    model = setup.model()
+    dense = Dense(model, setup.recipe.train, Compute(torch.device("cpu"), "fp16"))
+    before, scale = [p.detach().clone() for p in model.parameters()], dense.scaler
+    for value, moved in ((torch.inf, False), (1.0, True)):
+        leaf = torch.zeros(2, 3, requires_grad=True)
+        dense.backward(sum(p.sum() for p in model.parameters()) + leaf.sum())
+        leaf.grad[0, 0] *= value
+        kept = scale.get_scale()
+        assert dense.move([leaf], 1.0) is moved
+        assert (scale.get_scale() < kept) is not moved
+        same = all(torch.equal(one, other) for one, other in zip(model.parameters(), before, strict=True))
+        assert same is not moved
+        dense.optimizer.zero_grad()
+
+
 def test_bf16_stays_close_to_fp32(small_store: Path, tmp_path: Path) -> None:
     full, half = (
         _trained(small_store, tmp_path / p, f"train.precision={p}", "train.epochs=6", recipe="stacked_tin")
@@ -63,6 +85,16 @@ def test_whoever_reads_a_run_reads_its_weights(small_store: Path, tmp_path: Path
     _trained(small_store, tmp_path / "run", "train.epochs=1")
     modes = {file.name: file.stat().st_mode & 0o444 for file in (tmp_path / "run").iterdir() if file.is_file()}
     assert modes["model.safetensors"] == modes["recipe.toml"]
+
+
+def test_a_split_without_samples_is_refused(tmp_path: Path) -> None:
+    store, samples = Store.open(write_store(tmp_path / "store", samples=60)), "samples/test"
+    for file in (store.path / samples).iterdir():
+        np.save(file, np.load(file)[:0])
+    store.manifest["counts"]["samples"]["test"] = 0
+    setup = Setup.of(recipes.load("tin", SMALL), store)
+    with pytest.raises(InputError, match="has no test samples; name another --split"):
+        evaluate(setup, setup.model(), "test")
 
 
 def test_early_stopping(small_store: Path, tmp_path: Path) -> None:

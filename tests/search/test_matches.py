@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lsm_cli.data.assembling import Assembler
+from lsm_cli.data.orders import EventValues
 from lsm_cli.data.store import MISSING, Store
 from lsm_cli.kernels.ragged import Segments
 from lsm_cli.models.evidence import Evidence, match_mask
@@ -71,6 +72,14 @@ def test_equals_the_evidence_of_the_whole_history(small_store: Path) -> None:
         torch.testing.assert_close(
             counted[:, statistics.names.index(name)], read[:, evidence.names.index(name)], msg=name
         )
+
+
+def test_a_missing_value_is_no_id_where_ids_fill_their_type() -> None:
+    store, _ = random_store(3, users=1, longest=1)
+    store._columns["scenario"] = np.full(store.events, 255, np.uint8)
+    nobody = np.array([MISSING])
+    part = scan._matches(store.column("scenario")[None, :], nobody, EventValues(store, "scenario"))
+    assert not part.any()
 
 
 @settings(max_examples=10, deadline=None)

@@ -32,6 +32,12 @@ def spells_integer(column: str) -> pl.Expr:
     return ((value == "") | (value.cast(pl.Int64, strict=False).is_not_null() & odd.not_())).fill_null(True).all()
 
 
+def spells_whole(column: str) -> pl.Expr:
+    """Whether all text of a column is integers written as 3.0, and there is some."""
+    value = pl.col(column)
+    return ((value == "") | value.str.contains(r"^-?\d+\.0+$")).fill_null(True).all() & (value != "").any()
+
+
 def as_label(label: Label, dtype: pl.DataType) -> pl.Expr:
     """A label as Int8: 0, 1, null where it was not observed, `BAD_LABEL` for anything else."""
     value = pl.col(label.column)
@@ -55,4 +61,8 @@ def as_label(label: Label, dtype: pl.DataType) -> pl.Expr:
 
 
 def as_number(column: str, dtype: pl.DataType) -> pl.Expr:
-    return pl.col(column).cast(pl.Float32, strict=False)
+    """A number as Float32: null where there is none, NaN for what is no number."""
+    value = pl.col(column)
+    if dtype == pl.String:
+        return pl.when(value != "").then(value.cast(pl.Float32, strict=False).fill_null(float("nan")))
+    return value.cast(pl.Float32, strict=False).fill_nan(None)

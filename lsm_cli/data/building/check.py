@@ -9,7 +9,7 @@ from typing import Any
 import polars as pl
 
 from lsm_cli.data.building.cells import BAD_LABEL
-from lsm_cli.data.building.files import Table, unreadable
+from lsm_cli.data.building.files import unreadable
 from lsm_cli.data.building.lists import open_lists
 from lsm_cli.data.building.moments import iso
 from lsm_cli.data.building.scan import Source, open_sources, settle_kinds
@@ -58,7 +58,7 @@ def _block(source: Source, kinds: dict[str, str], resolution: int, problems: lis
         if not raw.height:
             problems.append(f"{file}: has no rows")
         for role, column in columns.items():
-            problem = _problem(table, role, column, raw, read) if raw.height else None
+            problem = _problem(source, role, column, raw, read) if raw.height else None
             if problem:
                 problems.append(f"{file}: {problem}")
         if not shown:
@@ -88,8 +88,8 @@ def _describe(role: str, column: str, raw: pl.DataFrame, read: pl.DataFrame, res
     }  # fmt: skip
 
 
-def _problem(table: Table, role: str, column: str, raw: pl.DataFrame, read: pl.DataFrame) -> str | None:
-    missing = read[role].null_count()
+def _problem(source: Source, role: str, column: str, raw: pl.DataFrame, read: pl.DataFrame) -> str | None:
+    table, missing = source.table, read[role].null_count()
     if role in ("user", "item", "time") and missing == read.height:
         example = raw[column].drop_nulls().head(1).to_list()
         value = f"e.g. {example[0]!r}" if example else "it is empty"
@@ -97,6 +97,9 @@ def _problem(table: Table, role: str, column: str, raw: pl.DataFrame, read: pl.D
     if role.startswith("label") and (read[role] == BAD_LABEL).any():
         bad = raw[column].filter(read[role] == BAD_LABEL).head(1).to_list()
         return f"column {column!r} is a label and says {bad[0]!r}; labels are 0, 1 or empty (not observed)"
+    if role in source.numbers and not read[role].is_finite().fill_null(True).all():
+        odd = raw[column].filter(read[role].is_finite().not_())[0]
+        return f"column {column!r} ({table.key}.{role}) says {odd!r}; it takes finite numbers, 1234.5, or nothing"
     if role == "time" and (read[role].drop_nulls() < 0).any():
         return f"column {column!r} ({table.key}.time) has negative times; those rows are dropped"
     return None

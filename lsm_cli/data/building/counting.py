@@ -9,7 +9,7 @@ import polars as pl
 
 from lsm_cli.data.building.plan import Plan
 from lsm_cli.data.building.positives import Positives
-from lsm_cli.data.building.requests import Requests, check_rows, check_years
+from lsm_cli.data.building.requests import Requests, check_rows, check_units, check_years
 from lsm_cli.data.building.scan import Source, add_counts, usable
 from lsm_cli.data.building.taxonomy import Paths
 from lsm_cli.data.building.vocabulary import Counter, merge_tables
@@ -50,6 +50,7 @@ def count(plan: Plan, requests: Requests, positives: Positives | None) -> Counte
     if not counting.events:
         raise InputError(f"{plan.description.file}: events: no usable event is left; see the columns with --check")
     if plan.samples is not None:
+        check_units(plan.samples, requests, counting.spans, plan.resolution)
         counting.read_samples(plan.samples)
     users = [counting.users.table(), counting.requesters.table().with_columns(pl.lit(0, pl.Int64).alias("count"))]
     tables = {name: counter.table() for name, counter in counting.counters.items()}
@@ -65,15 +66,16 @@ class _Counting:
         self.users, self.requesters = Counter(plan.kinds["user"]), Counter(plan.kinds["user"])
         self.counters = {name: Counter(plan.kinds[name]) for name in plan.fields}
         self.paths = Paths(plan.depth)
-        self.dropped: dict[str, dict[str, int]] = {"samples": requests.dropped} if plan.samples else {}
+        self.dropped: dict[str, dict[str, int]] = {"samples": requests.dropped}
         used = requests.time[requests.split >= 0]
         self.divisor = _divisor(used, plan.resolution, plan.resolution)
+        self.spans: list[tuple[Source, int, int]] = []  # first and last time of each source of events
         self.events, self.first, self.last = 0, np.iinfo(np.int64).max, np.iinfo(np.int64).min
 
     def read_events(self, source: Source) -> None:
         cut, rows, before = self.requests.last_training, 0, self.events
         lost: dict[str, int] = {}
-        latest, seen = 0, False
+        earliest, latest, seen = np.iinfo(np.int64).max, 0, False
         for frame in source.batches(self.plan.kinds, self.plan.resolution, self.plan.rows):
             rows += frame.height
             keep, dropped = usable(frame)
@@ -84,7 +86,7 @@ class _Counting:
                 trained = time < cut
                 if self.positives is not None:  # the last training request is itself an event
                     trained |= (time == cut) & (self.positives.codes(source, frame) >= 0)
-                self.first, latest = min(self.first, int(time.min())), max(latest, int(time.max()))
+                earliest, latest = min(earliest, int(time.min())), max(latest, int(time.max()))
                 self.divisor = _divisor(time, self.divisor, self.plan.resolution)
                 self._count(source, frame, trained, self.users)
                 seen |= bool(trained.any())
@@ -92,7 +94,9 @@ class _Counting:
             self.plan.progress.advance(frame.height)
         check_rows(source, rows, lost)
         check_years(source, latest, self.plan.resolution)
-        self.last = max(self.last, latest)
+        if self.events > before:
+            self.spans.append((source, earliest, latest))
+        self.first, self.last = min(self.first, earliest), max(self.last, latest)
         self.dropped[source.table.key] = lost
         self._count_constants(source, self.events - before, seen)
 

@@ -1,8 +1,8 @@
 """Samples made from events: every positive event is a request, its item the positive candidate.
 
-Negatives are items that somebody had met before the request, in the positive's own domain: an item that did not exist
-yet would give itself away by its freshness. The event itself happens at the time of the request, so it is not part of
-the history it predicts from.
+Candidates are items that somebody had met before the request, negatives in the positive's own domain: an item that did
+not exist yet would give itself away by its freshness, and so would one that nobody had met but the positive. The event
+itself happens at the time of the request, so it is not part of the history it predicts from.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from lsm_cli.data.building.encoding import Encoded
+from lsm_cli.data.building.encoding import Encoded, FirstSeen
 from lsm_cli.data.building.positives import Positives
-from lsm_cli.data.building.requests import Requests
+from lsm_cli.data.building.requests import Requests, check_splits
 from lsm_cli.data.building.samples import Sampled, SampleWriter, check_classes, tally_labels
 from lsm_cli.data.building.vocabulary import Vocabulary
 from lsm_cli.data.building.workspace import Workspace
@@ -50,11 +50,9 @@ class Urn:
         found = np.zeros((len(item), each), item.dtype)
         for code in np.unique(domain).tolist():
             mine = np.flatnonzero(domain == code)
-            items, own = self.items[code], item[mine]
-            if (items == items[0]).all():
-                raise InputError("samples.from_events: negatives need a second item, the events have only one")
+            (items, times), own = self._choice(code), item[mine]
             # at the very beginning nothing has been seen yet: then anything goes
-            reach = np.searchsorted(self.times[code], time[mine], side="left")
+            reach = np.searchsorted(times, time[mine], side="left")
             reach = np.where(reach < 2, len(items), reach)
             drawn = items[(rng.random((len(mine), each)) * reach[:, None]).astype(np.int64)]
             for attempt in range(_TRIES):
@@ -71,6 +69,17 @@ class Urn:
             found[mine] = drawn
         return found
 
+    def _choice(self, domain: int) -> tuple[np.ndarray, np.ndarray]:
+        """The items of a domain, or of all if it has only one."""
+        items, times = self.items[domain], self.times[domain]
+        if (items == items[0]).all():
+            items, times = (np.concatenate([*parts.values()]) for parts in (self.items, self.times))
+            order = np.argsort(times, kind="stable")
+            items, times = items[order], times[order]
+        if (items == items[0]).all():
+            raise InputError("samples.from_events: negatives need a second item, the events have only one")
+        return items, times
+
 
 @dataclass
 class Collector:
@@ -78,15 +87,16 @@ class Collector:
 
     options: FromEvents
     positives: Positives
-    every: int  # of how many events one is remembered
+    every: int  # of how many events of a domain one is remembered
+    met: FirstSeen
     parts: list[dict[str, np.ndarray]] = field(default_factory=list)
     pool: list[dict[str, np.ndarray]] = field(default_factory=list)
-    seen: int = 0
+    seen: dict[int, int] = field(default_factory=dict)  # domain -> events
 
     @classmethod
-    def of(cls, options: FromEvents, positives: Positives, events: int) -> Collector:
+    def of(cls, options: FromEvents, positives: Positives, events: int, items: int) -> Collector:
         every = -(-events // _REMEMBERED) if options.draw == "popularity" else 1
-        return cls(options, positives, every)
+        return cls(options, positives, every, FirstSeen(items))
 
     def add(self, codes: np.ndarray, columns: dict[str, np.ndarray]) -> None:
         """Take in a batch of encoded events; `codes` as from `Positives.codes`."""
@@ -94,6 +104,7 @@ class Collector:
             len(codes),
             {n: v for n, v in columns.items() if n in ("user", "time", "item", "scenario", "domain")},
         )
+        self.met.add(columns["item"], columns["time"])
         mine = np.flatnonzero(codes >= 0)
         self.parts.append({"code": codes[mine]} | {name: values[mine] for name, values in kept.items()})
         domain = columns.get("domain", np.ones(size, np.int8))
@@ -102,9 +113,19 @@ class Collector:
             pair = domain[order].astype(np.int64) << 32 | columns["item"][order]
             picked = order[np.unique(pair, return_index=True)[1]]
         else:
-            picked = np.arange(-self.seen % self.every, size, self.every)
-        self.seen += size
+            picked = self._remembered(domain)
         self.pool.append({"item": columns["item"][picked], "time": columns["time"][picked], "domain": domain[picked]})
+
+    def _remembered(self, domain: np.ndarray) -> np.ndarray:
+        """Every n-th event of each domain, from its first one."""
+        if self.every == 1:
+            return np.arange(len(domain))
+        picked = []
+        for code in np.unique(domain).tolist():
+            mine, before = np.flatnonzero(domain == code), self.seen.get(code, 0)
+            picked.append(mine[-before % self.every :: self.every])
+            self.seen[code] = before + len(mine)
+        return np.sort(np.concatenate(picked))
 
     def columns(self) -> dict[str, np.ndarray]:
         """All positives, in the order of the logs."""
@@ -124,8 +145,13 @@ def draw_samples(encoded: Encoded, collector: Collector, requests: Requests, wor
     """
     options, targets = collector.options, collector.positives.targets
     found, urn, each = collector.columns(), collector.urn(), collector.options.negatives
+    met = collector.met.time[found["item"]] < found["time"]
+    if not met.all():
+        requests.drop(~met, "of an item that nobody had met")
+        check_splits(encoded.plan.description, requests, encoded.plan.resolution)
+        found = {name: values[met] for name, values in found.items()}
     writer = SampleWriter(work, requests.counts())
-    split = np.repeat(requests.split, 1 + each)
+    split = np.repeat(requests.split[met], 1 + each)
     user = np.repeat(found["user"], 1 + each).astype(np.int32)
     time = np.repeat(found["time"], 1 + each).astype(np.int64)
     sampled = Sampled(user, time, split, targets)
@@ -145,8 +171,8 @@ def draw_samples(encoded: Encoded, collector: Collector, requests: Requests, wor
         }
         columns |= {name: np.repeat(found[name][part], 1 + each) for name in ("scenario", "domain") if name in found}
         columns |= {name: ids[columns["item"]] for name, ids in attributes.items()}
-        if encoded.node_of_item is not None:
-            columns["category"] = encoded.node_of_item[columns["item"]]
+        if encoded.known_items is not None:
+            columns["category"] = encoded.known_items.node[columns["item"]]
         code = np.repeat(found["code"][part], 1 + each)
         first = np.zeros((len(item), 1 + each), np.int8)
         first[:, 0] = 1

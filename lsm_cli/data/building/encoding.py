@@ -23,13 +23,47 @@ if TYPE_CHECKING:
     from lsm_cli.data.building.drawn import Collector
 
 
+class FirstSeen:
+    """When each item first occurs: int64 [items' ids]."""
+
+    def __init__(self, items: int) -> None:
+        self.time = np.full(items, np.iinfo(np.int64).max)
+
+    def add(self, item: np.ndarray, time: np.ndarray) -> np.ndarray:
+        """Take in events in the order of the logs.
+
+        Returns:
+            which of them are earlier than all before of their item; of several of an item, the first comes last.
+        """
+        new = np.flatnonzero(time < self.time[item])
+        order = new[np.argsort(time[new], kind="stable")][::-1]
+        self.time[item[order]] = time[order]
+        return order
+
+
+class KnownItems:
+    """What the events say of the items' categories: that of an item's first event which has one."""
+
+    def __init__(self, items: int, dtype: np.dtype) -> None:
+        self.node, self.first = np.full(items, MISSING, dtype), FirstSeen(items)
+
+    def add(self, item: np.ndarray, node: np.ndarray, time: np.ndarray) -> None:
+        rows = np.flatnonzero(node > MISSING)
+        rows = rows[self.first.add(item[rows], time[rows])]
+        self.node[item[rows]] = node[rows]
+
+    def before(self, item: np.ndarray, time: np.ndarray) -> np.ndarray:
+        """Nodes as they are known before a time; `MISSING` where they are not."""
+        return np.where(self.first.time[item] < time, self.node[item], self.node.dtype.type(MISSING))
+
+
 @dataclass
 class Encoded:
     """How values become ids, and what the second reading adds up.
 
     Attributes:
         divisor, base: stored time = ticks while reading // divisor - base.
-        node_of_item: category of each item as the events have it, for samples that do not say; [items' ids].
+        known_items: their categories as the events have them, for samples that do not say.
         event_paths, sample_paths: int64 [distinct paths], rows with each path of `tree.raw`.
         trained_paths: bool [distinct paths].
     """
@@ -42,7 +76,7 @@ class Encoded:
     time_dtype: np.dtype
     tree: Tree | None = None
     paths: PathEncoder | None = None
-    node_of_item: np.ndarray | None = None
+    known_items: KnownItems | None = None
     event_paths: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
     sample_paths: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
     trained_paths: np.ndarray = field(default_factory=lambda: np.zeros(0, bool))
@@ -53,7 +87,7 @@ class Encoded:
         self.tree, self.paths = tree, PathEncoder(tree, self.plan.kinds)
         self.event_paths, self.sample_paths = np.zeros(size, np.int64), np.zeros(size, np.int64)
         self.trained_paths = np.zeros(size, bool)
-        self.node_of_item = np.full(self.vocabularies["item"].size, MISSING, tree.dtype)
+        self.known_items = KnownItems(self.vocabularies["item"].size, tree.dtype)
 
     def encode(self, source: Source, frame: pl.DataFrame, name: str) -> np.ndarray:
         """Ids of one plain field, [rows]."""
@@ -135,9 +169,8 @@ def encode_events(encoded: Encoded, requests: Requests, collector: Collector | N
                 time = frame["time"].to_numpy()
                 trained = time < cut if codes is None else (time < cut) | (time == cut) & (codes >= 0)
                 encoded.trained_paths[place[trained]] = True
-                assert encoded.node_of_item is not None
-                known = node > MISSING  # an item keeps the category it was last seen with
-                encoded.node_of_item[columns["item"] if known.all() else columns["item"][known]] = node[known]
+                assert encoded.known_items is not None
+                encoded.known_items.add(columns["item"], node, columns["time"])
             if collector is not None and codes is not None:
                 collector.add(codes, columns)
             spill.add(columns)

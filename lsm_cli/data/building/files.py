@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import glob
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 
 import polars as pl
 
-from lsm_cli.data.building.cells import as_text, spells_integer
+from lsm_cli.data.building.cells import as_text, spells_integer, spells_whole
 from lsm_cli.data.description import Description
 from lsm_cli.data.parts import Files
 from lsm_cli.data.wording import as_word, hint
@@ -32,7 +33,7 @@ class Table:
     schemas: list[dict[str, pl.DataType]]
 
     origin: list[Path] = field(default_factory=list)  # the user's own files, where these were made from them
-    numeric: list[set[str]] = field(default_factory=list)  # per csv file, columns that turned out to spell integers
+    settled: list[dict[str, pl.DataType]] = field(default_factory=list)  # per file, what text turned out to spell
 
     @property
     def named(self) -> list[Path]:
@@ -41,44 +42,55 @@ class Table:
 
     def scan(self, position: int) -> pl.LazyFrame:
         """One file, lazily; only the rows that `where` keeps."""
-        frame = _scan(self.files[position], self.spec, self.numeric[position] if self.numeric else set())
+        frame = self._whole(position)
         for column, wanted in self.spec.where.items():
             values = [as_word(value) for value in (wanted if isinstance(wanted, list) else [wanted])]
             frame = frame.filter(as_text(column, self.schemas[position][column]).is_in(values))
         return frame
 
-    def settle(self, columns: Iterable[str]) -> None:
-        """Find out which of the columns of csv files spell integers, and read those as such from now on.
+    def _whole(self, position: int) -> pl.LazyFrame:
+        return _scan(self.files[position], self.spec, self.settled[position] if self.settled else {})
+
+    def settle(self, columns: Iterable[str], identifiers: Iterable[str]) -> None:
+        """Find out which of the columns of csv files spell integers, and which of the identifiers spell them as 3.0 (a
+        column of integers with a missing one, as pandas writes it); read those as numbers from now on.
 
         The whole file is read for it, for text is slow to carry and to hash; most text shows at once that it is none.
         """
-        wanted, found = set(columns), []
+        wanted: list[tuple[str, Callable[[str], pl.Expr], pl.DataType]]
+        wanted = [(name, spells_integer, pl.Int64()) for name in set(columns)]
+        wanted += [(name, spells_whole, pl.Float64()) for name in set(identifiers)]
+        settled = []
         for position, (file, schema) in enumerate(zip(self.files, self.schemas, strict=True)):
-            spelled = {name for name in wanted if schema[name] == pl.String}
-            for frame in (self.scan(position).head(_HEAD), self.scan(position)):
-                if file_format(file, self.spec) != "csv" or not spelled:
-                    spelled = set()
+            read = file_format(file, self.spec) == "csv"
+            left = [one for one in wanted if read and schema[one[0]] == pl.String]
+            for frame in (self._whole(position).head(_HEAD), self._whole(position)):
+                if not left:
                     break
+                tests = [spells(name).alias(str(number)) for number, (name, spells, _) in enumerate(left)]
                 try:
-                    said = frame.select(spells_integer(name).alias(name) for name in spelled).collect(
-                        engine="streaming"
-                    )
+                    said = frame.select(tests).collect(engine="streaming").row(0)
                 except (pl.exceptions.PolarsError, OSError) as error:
                     raise unreadable(file, error) from None
-                spelled = {name for name in spelled if said[name].item()}
-            found.append(spelled)
-        self.numeric = found
-        for schema, spelled in zip(self.schemas, found, strict=True):
-            schema |= dict.fromkeys(spelled, pl.Int64())
+                left = [one for one, spelled in zip(left, said, strict=True) if spelled]
+            settled.append({name: dtype for name, _, dtype in left})
+        self.settled = settled
+        for schema, spelled in zip(self.schemas, settled, strict=True):
+            schema |= spelled
 
     def integers(self) -> set[str]:
         """Columns that hold integers in every file."""
         return {name for name in self.schemas[0] if all(_integral(schema.get(name)) for schema in self.schemas)}
 
 
+def found_files(description: Description, pattern: str) -> list[str]:
+    """Files that a path of the description means, in the order of their names."""
+    return sorted(glob.glob(str(description.base / pattern), recursive=True))
+
+
 def open_table(description: Description, key: str, spec: Files, problems: list[str]) -> Table | None:
     """Find a block's files and read their schemas."""
-    places = [sorted(glob.glob(str(description.base / pattern), recursive=True)) for pattern in spec.path]
+    places = [found_files(description, pattern) for pattern in spec.path]
     files = [Path(name) for name in dict.fromkeys(name for found in places for name in found)]
     if spec.path and not files:  # of several paths, some may be empty: a log that comes in one form or another
         tried = " or ".join(str(description.base / pattern) for pattern in spec.path)
@@ -149,7 +161,7 @@ def file_format(file: Path, spec: Files) -> str:
     return found
 
 
-def _scan(file: Path, spec: Files, numeric: Iterable[str] = ()) -> pl.LazyFrame:
+def _scan(file: Path, spec: Files, settled: Mapping[str, pl.DataType] = MappingProxyType({})) -> pl.LazyFrame:
     kind = file_format(file, spec)
     if kind == "parquet":
         return pl.scan_parquet(file, glob=False)
@@ -157,17 +169,16 @@ def _scan(file: Path, spec: Files, numeric: Iterable[str] = ()) -> pl.LazyFrame:
         return pl.scan_ndjson(glob.escape(str(file)), infer_schema_length=10_000)
     separator = "\t" if ".tsv" in file.suffixes and spec.separator == "," else spec.separator
 
-    def scan(integers: Iterable[str]) -> pl.LazyFrame:
-        types = dict.fromkeys(integers, pl.Int64)
+    def scan(types: Mapping[str, pl.DataType]) -> pl.LazyFrame:
         header = spec.columns is None
         return pl.scan_csv(
-            file, glob=False, separator=separator, has_header=header, infer_schema=False, schema_overrides=types
+            file, glob=False, separator=separator, has_header=header, infer_schema=False, schema_overrides=dict(types)
         )
 
     if spec.columns is None:
-        return scan(numeric)
-    found = scan(()).collect_schema().names()
+        return scan(settled)
+    found = scan({}).collect_schema().names()
     if len(found) != len(spec.columns):
         raise InputError(f"{file} has {len(found)} columns, `columns` names {len(spec.columns)}")
     names = dict(zip(found, spec.columns, strict=True))
-    return scan([raw for raw, name in names.items() if name in set(numeric)]).rename(names)
+    return scan({raw: settled[name] for raw, name in names.items() if name in settled}).rename(names)

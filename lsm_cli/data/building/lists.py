@@ -88,27 +88,35 @@ def _unfold(
     table: Table, number: int, block: Events, user: str, scratch: Path, memory: int, head: int | None
 ) -> list[Path]:
     wanted = list(dict.fromkeys(_columns(block).values()))
-    files = []
-    for position, file in enumerate(table.files):
-        schema = table.schemas[position]
-        rows = table.scan(position)
-        rows = rows if head is None else rows.head(head)
-        lists = [name for name in wanted if isinstance(schema[name], pl.List)]
-        try:
-            elements = _check_lengths(rows, lists, block.item, file, f"events[{number}]")
-            parts = max(1, -(-elements * len(wanted) * _BYTES // max(memory // 2, 1)))
-            for part in range(parts):
-                mine = rows if parts == 1 else rows.filter(pl.col(user).hash(0) % parts == part)
-                out = scratch / f"events-{number}-{position:05}-{part:05}.parquet"  # no brackets: they would be a glob
-                _events(mine, wanted, lists, block.item, user).collect(engine="streaming").write_parquet(
+    columns = list(dict.fromkeys([user, *wanted]))
+    alike: dict[tuple[pl.DataType, ...], list[int]] = {}  # what two files have of one user must meet
+    for position, schema in enumerate(table.schemas):
+        alike.setdefault(tuple(schema[name] for name in columns), []).append(position)
+    found: list[Path] = []
+    for positions in alike.values():
+        lists = [name for name in wanted if isinstance(table.schemas[positions[0]][name], pl.List)]
+        rows, elements = [], 0
+        for position in positions:
+            file, mine = table.files[position], table.scan(position).select(columns)
+            rows.append(mine if head is None else mine.head(head))
+            try:
+                elements += _check_lengths(rows[-1], lists, block.item, file, f"events[{number}]")
+            except (pl.exceptions.PolarsError, OSError) as error:
+                raise unreadable(file, error) from None
+        parts = max(1, -(-elements * len(wanted) * _BYTES // max(memory // 2, 1)))
+        for part in range(parts):
+            some = [mine if parts == 1 else mine.filter(pl.col(user).hash(0) % parts == part) for mine in rows]
+            out = scratch / f"events-{number}-{len(found):05}.parquet"  # no brackets: they would be a glob
+            try:
+                _events(pl.concat(some), columns, lists, block.item).collect(engine="streaming").write_parquet(
                     out, statistics=False
                 )
-                files.append(out)
-        except (pl.exceptions.PolarsError, OSError) as error:
-            if "No space left" in str(error):
-                raise  # not the log's fault
-            raise unreadable(file, error) from None
-    return files
+            except (pl.exceptions.PolarsError, OSError) as error:
+                if "No space left" in str(error):
+                    raise  # not the log's fault
+                raise unreadable(table.files[positions[0]], error) from None
+            found.append(out)
+    return found
 
 
 def _check_lengths(rows: pl.LazyFrame, lists: list[str], item: str, file: Path, key: str) -> int:
@@ -126,11 +134,10 @@ def _check_lengths(rows: pl.LazyFrame, lists: list[str], item: str, file: Path, 
     return found["elements"]
 
 
-def _events(rows: pl.LazyFrame, wanted: list[str], lists: list[str], item: str, user: str) -> pl.LazyFrame:
+def _events(rows: pl.LazyFrame, columns: list[str], lists: list[str], item: str) -> pl.LazyFrame:
     """One row an event, in the order of the rows and of their lists."""
-    columns = list(dict.fromkeys([user, *wanted]))
     unfolded = (
-        rows.select(columns).filter(pl.col(item).list.len() > 0).with_row_index("_row").explode(lists)
+        rows.filter(pl.col(item).list.len() > 0).with_row_index("_row").explode(lists)
         .with_columns(pl.int_range(pl.len()).over(["_row", *columns]).alias("_again"))
     )  # fmt: skip
     return unfolded.unique([*columns, "_again"], keep="first", maintain_order=True).select(columns)

@@ -8,6 +8,7 @@ import numpy as np
 
 from lsm_cli.data.building.counting import Counted
 from lsm_cli.data.building.encoding import Encoded
+from lsm_cli.data.building.files import found_files
 from lsm_cli.data.building.moments import iso
 from lsm_cli.data.building.requests import Requests
 from lsm_cli.data.building.samples import Sampled
@@ -113,7 +114,7 @@ def _notes(encoded: Encoded, sampled: Sampled) -> list[str]:
     plan = encoded.plan
     for source in plan.sources:
         patterns = source.table.spec.path if len(source.table.spec.path) > 1 else []
-        empty = [pattern for pattern in patterns if not any(plan.description.base.glob(pattern))]
+        empty = [pattern for pattern in patterns if not found_files(plan.description, pattern)]
         found += [
             f"{source.table.key}: no file matches {pattern}; the block's other paths were read" for pattern in empty
         ]

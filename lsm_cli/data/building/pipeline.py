@@ -95,7 +95,9 @@ def _build(plan: Plan, work: Workspace, index: bool) -> dict[str, Any]:
     counted = count(plan, requests, positives)
     encoded = number(plan, counted)
     work.array("events/offsets.npy", np.concatenate([[0], np.cumsum(encoded.users.counts)]).astype(np.int64))
-    collector = Collector.of(options, positives, counted.events) if options and positives else None
+    collector = None
+    if options and positives:
+        collector = Collector.of(options, positives, counted.events, encoded.vocabularies["item"].size)
     note("encoding events")
     spill = encode_events(encoded, requests, collector, work)
     note("writing samples")

@@ -40,6 +40,11 @@ class Requests:
         """Time of the last training request."""
         return int(self.time[self.split == 0].max())
 
+    def drop(self, rows: np.ndarray, reason: str) -> None:
+        """Leave out some rows, given as bool [rows]."""
+        self.split[rows] = DROPPED
+        add_counts(self.dropped, {reason: int(rows.sum())})
+
     def counts(self) -> dict[str, int]:
         return {name: self.each * int((self.split == code).sum()) for code, name in enumerate(SPLITS)}
 
@@ -176,3 +181,33 @@ def check_years(source: Source, last: int, resolution: int) -> None:
         f" and beyond when read as {unit}, e.g. {source.example(source.time.column)}; "
         + (f'is it unit = "{likely}"?' if likely else "mend the values")
     )
+
+
+def check_units(samples: Source, requests: Requests, events: list[tuple[Source, int, int]], resolution: int) -> None:
+    """Refuse times that end years before what they belong to, and would not in another unit.
+
+    Args:
+        events: each source with its first and last time.
+
+    Raises:
+        InputError: names the column, where it ends, and the unit that fits.
+    """
+    used = requests.time[requests.split >= 0]
+    first, last = int(used.min()), int(used.max())
+    for source, _, latest in events:
+        _check_unit(source, latest, first, last, "the requests", resolution)
+    began, ended = min(early for _, early, _ in events), max(late for *_, late in events)
+    _check_unit(samples, last, began, ended, "the events", resolution)
+
+
+def _check_unit(source: Source, latest: int, low: int, high: int, others: str, resolution: int) -> None:
+    year = 365 * 86_400 * resolution
+    if latest >= low - 5 * year:
+        return
+    for unit, times in {"ms": (("s", 1_000),), "us": (("ms", 1_000), ("s", 1_000_000))}.get(source.time.unit or "", ()):
+        if low - year <= latest * times <= high + year:
+            raise InputError(
+                f"{source.table.named[0]}: column {source.time.column!r} ({source.table.key}.time) ends in"
+                f" {iso(latest, resolution)} when read as {source.time.unit}, years before {others}; is it"
+                f' unit = "{unit}"?'
+            )

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import polars as pl
 
-from lsm_cli.data.building.cells import BAD_LABEL, as_label, as_text
+from lsm_cli.data.building.cells import BAD_LABEL, as_label, as_number, as_text
 from lsm_cli.data.building.encoding import Encoded
 from lsm_cli.data.building.requests import Requests
 from lsm_cli.data.building.scan import Source, is_level
@@ -101,10 +101,12 @@ def encode_samples(encoded: Encoded, requests: Requests, work: Workspace) -> Sam
         columns = {"user": user.astype(np.int32), "time": time}
         columns |= {name: encoded.encode(source, frame, name) for name in fields}
         if encoded.tree is not None:
-            columns["category"] = _nodes(encoded, source, frame, columns["item"], code == 0)
+            columns["category"] = _nodes(encoded, source, frame, columns["item"], time, code == 0)
         columns |= {f"label.{target}": labels[target] for target in targets}
         tally += tally_labels([labels[target] for target in targets], code)
         for name in source.numbers:
+            if name != "propensity" and not frame[name].is_finite().fill_null(True).all():
+                raise InputError(_bad_number(source, name))
             missing = 0.0 if name == "value" else np.nan
             columns[name] = frame[name].fill_null(missing).to_numpy().astype(np.float32)
         if "propensity" in columns:
@@ -144,11 +146,14 @@ def check_classes(file: str, positives: dict[str, dict[str, dict[str, int]]]) ->
             )
 
 
-def _nodes(encoded: Encoded, source: Source, frame: pl.DataFrame, item: np.ndarray, trained: np.ndarray) -> np.ndarray:
-    """The candidate's category: its own columns, else what the events say about the item."""
-    assert encoded.tree is not None and encoded.paths is not None and encoded.node_of_item is not None
+def _nodes(
+    encoded: Encoded, source: Source, frame: pl.DataFrame, item: np.ndarray, time: np.ndarray, trained: np.ndarray
+) -> np.ndarray:
+    """The candidate's category: its own columns, else what events before the request say about the item: that it has a
+    category at all may be known from an event that only a positive has."""
+    assert encoded.tree is not None and encoded.paths is not None and encoded.known_items is not None
     if not any(is_level(name) for name in frame.columns):
-        return encoded.node_of_item[item]
+        return encoded.known_items.before(item, time)
     place = encoded.paths.places(frame, encoded.plan.domain_of(source))
     encoded.sample_paths += np.bincount(place, minlength=len(encoded.sample_paths))
     encoded.trained_paths[place[trained]] = True
@@ -198,11 +203,30 @@ def _bad_label(source: Source, label: Label) -> str:
     return f"column {column!r} is a label with values other than 0, 1 or empty"
 
 
+def _bad_number(source: Source, name: str) -> str:
+    column = source.numbers[name]
+    for position, file in enumerate(source.table.files):
+        dtype = source.table.schemas[position][column]
+        bad = source.table.scan(position).filter(as_number(column, dtype).is_finite().not_())
+        found = bad.select(pl.col(column).head(1)).collect()
+        if found.height:
+            return (
+                f"{file}: column {column!r} (samples.{name}) says {found.item()!r}; it takes finite numbers, 1234.5, "
+                "or nothing"
+            )
+    return f"column {column!r} (samples.{name}) has values that are no finite numbers"
+
+
 def _targets(source: Source, kinds: dict[str, str], resolution: int, rows: int) -> list[str]:
     """Long form: the distinct targets, in order of their names."""
     found: set[str] = set()
     for frame in source.batches(kinds, resolution, rows, ["target"]):
         found.update(frame["target"].drop_nulls().unique().to_list())
+    if not found:
+        raise InputError(
+            f"{source.table.files[0]}: column {source.columns['target']!r} (samples.target) is empty in every row; "
+            "name another column"
+        )
     for name in found:
         if not name.replace("-", "_").isidentifier():
             raise InputError(

@@ -45,7 +45,8 @@ class Source:
     def settle(self) -> None:
         """See `Table.settle`: whatever is no text by its nature."""
         columns = {*self.columns.values(), *(label.column for label in self.labels.values()), *self.flags.values()}
-        self.table.settle(columns | ({self.time.column} if self.time is not None and self.time.unit else set()))
+        numbers = {self.time.column} if self.time is not None and self.time.unit else set()
+        self.table.settle(columns | numbers, self.columns.values())
 
     @cached_property
     def resolution(self) -> int:

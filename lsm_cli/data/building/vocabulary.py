@@ -115,8 +115,8 @@ class Vocabulary:
             table = self._lookup
             table[-1] = missing
             numbers = values.fill_null(-1).to_numpy()  # the last element is what -1 finds
-            inside = not len(numbers) or numbers.max() < len(table) - 1
-            return table[numbers if inside else np.where(numbers < len(table) - 1, numbers, -1)]
+            inside = not len(numbers) or (numbers.max() < len(table) - 1 and numbers.min() >= -1)
+            return table[numbers if inside else np.where((numbers >= 0) & (numbers < len(table) - 1), numbers, -1)]
         joined = values.to_frame("value").join(self._pairs, on="value", how="left", maintain_order="left")
         return joined["id"].fill_null(missing).to_numpy().astype(self.dtype)
 
