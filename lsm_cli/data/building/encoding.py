@@ -10,7 +10,7 @@ import polars as pl
 
 from lsm_cli.data.building.plan import Plan
 from lsm_cli.data.building.requests import Requests
-from lsm_cli.data.building.scan import Source, usable
+from lsm_cli.data.building.scan import Source, is_level, usable
 from lsm_cli.data.building.taxonomy import PathEncoder, Tree, read_alignment
 from lsm_cli.data.building.trajectories import Spill, bucket_bounds
 from lsm_cli.data.building.vocabulary import Vocabulary
@@ -63,7 +63,7 @@ class Encoded:
 
     Attributes:
         divisor, base: stored time = ticks while reading // divisor - base.
-        known_items: their categories as the events have them, for samples that do not say.
+        known_items: their categories as the events have them, for samples that do not say; None = all say.
         event_paths, sample_paths: int64 [distinct paths], rows with each path of `tree.raw`.
         trained_paths: bool [distinct paths].
     """
@@ -87,7 +87,9 @@ class Encoded:
         self.tree, self.paths = tree, PathEncoder(tree, self.plan.kinds)
         self.event_paths, self.sample_paths = np.zeros(size, np.int64), np.zeros(size, np.int64)
         self.trained_paths = np.zeros(size, bool)
-        self.known_items = KnownItems(self.vocabularies["item"].size, tree.dtype)
+        samples = self.plan.samples
+        if samples is None or not any(is_level(role) for role in samples.roles):
+            self.known_items = KnownItems(self.vocabularies["item"].size, tree.dtype)
 
     def encode(self, source: Source, frame: pl.DataFrame, name: str) -> np.ndarray:
         """Ids of one plain field, [rows]."""
@@ -169,8 +171,8 @@ def encode_events(encoded: Encoded, requests: Requests, collector: Collector | N
                 time = frame["time"].to_numpy()
                 trained = time < cut if codes is None else (time < cut) | (time == cut) & (codes >= 0)
                 encoded.trained_paths[place[trained]] = True
-                assert encoded.known_items is not None
-                encoded.known_items.add(columns["item"], node, columns["time"])
+                if encoded.known_items is not None:
+                    encoded.known_items.add(columns["item"], node, columns["time"])
             if collector is not None and codes is not None:
                 collector.add(codes, columns)
             spill.add(columns)

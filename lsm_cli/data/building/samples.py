@@ -10,7 +10,7 @@ import polars as pl
 from lsm_cli.data.building.cells import BAD_LABEL, as_label, as_number, as_text
 from lsm_cli.data.building.encoding import Encoded
 from lsm_cli.data.building.requests import Requests
-from lsm_cli.data.building.scan import Source, is_level
+from lsm_cli.data.building.scan import Source
 from lsm_cli.data.building.workspace import ColumnFile, Workspace
 from lsm_cli.data.description import SPLITS
 from lsm_cli.data.parts import Label
@@ -151,8 +151,8 @@ def _nodes(
 ) -> np.ndarray:
     """The candidate's category: its own columns, else what events before the request say about the item: that it has a
     category at all may be known from an event that only a positive has."""
-    assert encoded.tree is not None and encoded.paths is not None and encoded.known_items is not None
-    if not any(is_level(name) for name in frame.columns):
+    assert encoded.tree is not None and encoded.paths is not None
+    if encoded.known_items is not None:
         return encoded.known_items.before(item, time)
     place = encoded.paths.places(frame, encoded.plan.domain_of(source))
     encoded.sample_paths += np.bincount(place, minlength=len(encoded.sample_paths))
