@@ -317,3 +317,7 @@ def test_a_category_is_known_to_candidates_from_events_before(tmp_path: Path) ->
         nodes = np.concatenate([store.samples(split).column("category") for split in ("train", "valid", "test")])
         found.append([paths.get(node) for node in nodes.tolist()])
     assert found[0] == found[1] == ["g1/s1", None, "g1/s3", None, "g0/s2", None]
+    assert not store.manifest["notes"]
+    write(tmp_path, "events", [row | {"ts": row["ts"] + 3} for row in events])
+    (note,) = build(tmp_path, DESCRIPTION | {"samples": block}, out="late").manifest["notes"]
+    assert note.startswith("5 of 6 samples have no category: they take it from their item's events before the request")

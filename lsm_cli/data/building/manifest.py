@@ -118,6 +118,11 @@ def _notes(encoded: Encoded, sampled: Sampled) -> list[str]:
         found += [
             f"{source.table.key}: no file matches {pattern}; the block's other paths were read" for pattern in empty
         ]
+    if sampled.placeless > len(sampled.user) / 2:
+        found.append(
+            f"{sampled.placeless:,} of {len(sampled.user):,} samples have no category: they take it from their item's "
+            "events before the request, and there are none; name the columns in samples.category or in [items]"
+        )
     requests = np.bincount(sampled.user, minlength=len(encoded.users.counts)) > 0
     everybody, without = int(requests.sum()), int((requests & (encoded.users.counts == 0)).sum())
     if without == everybody:

@@ -14,6 +14,7 @@ from lsm_cli.data.building.scan import Source
 from lsm_cli.data.building.workspace import ColumnFile, Workspace
 from lsm_cli.data.description import SPLITS
 from lsm_cli.data.parts import Label
+from lsm_cli.data.store import MISSING
 from lsm_cli.errors import InputError
 
 UNOBSERVED = -1
@@ -26,6 +27,7 @@ class Sampled:
     Attributes:
         user: int32 [samples]. time: int64 [samples], ticks since base. split: int8 [samples].
         positives: target -> split -> {"observed", "positive"}.
+        placeless: how many have no category, as no event before the request tells it.
     """
 
     user: np.ndarray
@@ -35,6 +37,7 @@ class Sampled:
     truth: list[str] = field(default_factory=list)
     value: bool = False
     positives: dict[str, dict[str, dict[str, int]]] = field(default_factory=dict)
+    placeless: int = 0
 
     def count(self, tally: np.ndarray) -> None:
         """Note how often each target was observed and positive; int64 [targets, splits, 2]."""
@@ -102,6 +105,8 @@ def encode_samples(encoded: Encoded, requests: Requests, work: Workspace) -> Sam
         columns |= {name: encoded.encode(source, frame, name) for name in fields}
         if encoded.tree is not None:
             columns["category"] = _nodes(encoded, source, frame, columns["item"], time, code == 0)
+            if encoded.known_items is not None:
+                sampled.placeless += int((columns["category"] == MISSING).sum())
         columns |= {f"label.{target}": labels[target] for target in targets}
         tally += tally_labels([labels[target] for target in targets], code)
         for name in source.numbers:
