@@ -14,12 +14,8 @@ benchmarks/results/batches.json.
 from __future__ import annotations
 
 import argparse
-import json
-import os
-import platform
 import shutil
 import statistics
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -27,6 +23,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from reports import heading, write
 from stores import write_store
 from torch.utils.data import DataLoader, Dataset
 
@@ -137,13 +134,11 @@ def main() -> None:
         for unit, values in found[length].items():
             print(f"| {length} | {unit} | {' | '.join(f'{value:,}' for value in values.values())} |", flush=True)
     report = {
-        "command": f"python benchmarks/batches.py {' '.join(sys.argv[1:])}".strip(),
+        **heading(),
         "batch": options.batch, "fields": FIELDS, "threads": 1,
-        "machine": {"cpus": os.cpu_count(), "load": round(os.getloadavg()[0], 1), "python": platform.python_version()},
         "lengths": found,
     }  # fmt: skip
-    options.result.parent.mkdir(parents=True, exist_ok=True)
-    options.result.write_text(json.dumps(report, indent=1) + "\n")
+    write(options.result, report)
     shutil.rmtree(options.work)
 
 

@@ -20,7 +20,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import shutil
 import subprocess
 import sys
@@ -29,6 +28,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from reports import heading, write
 
 HERE = Path(__file__).parent
 DAY, START = 86_400, 1_700_000_000
@@ -266,11 +266,6 @@ def compare_index(options: argparse.Namespace) -> dict[str, Any]:
     return {"best": best, "index adds": whole, "orders": orders, "runs": runs}
 
 
-def write(report: dict[str, Any], file: Path) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps(report, indent=1) + "\n")
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--events", type=int, default=20_000_000)
@@ -292,13 +287,12 @@ def main() -> None:
     logs = options.work / "logs"
     generate(logs, options.events, options.impressions)
     report: dict[str, Any] = {
-        "command": f"python benchmarks/build.py {' '.join(sys.argv[1:])}".strip(),
+        **heading(),
         "events": options.events, "impressions": options.impressions, "memory": options.memory,
-        "machine": {"cpus": os.cpu_count(), "load": round(os.getloadavg()[0], 1), "python": platform.python_version()},
     }  # fmt: skip
     if options.no_index:
         report |= compare_index(options)
-        write(report, options.result or HERE / "results/build_index.json")
+        write(options.result or HERE / "results/build_index.json", report)
         shutil.rmtree(options.work)
         return
     runs: dict[str, list[dict[str, float]]] = {tool: [] for tool in RUNNERS}
@@ -322,7 +316,7 @@ def main() -> None:
         "speedup": {tool: round(best[tool]["wall_s"] / lsm["wall_s"], 2) for tool in RUNNERS},
         "cpu_ratio": {tool: round(best[tool]["cpu_s"] / lsm["cpu_s"], 2) for tool in RUNNERS},
     }  # fmt: skip
-    write(report, options.result or HERE / "results/build.json")
+    write(options.result or HERE / "results/build.json", report)
     print(json.dumps({key: report[key] for key in ("speedup", "cpu_ratio")}))
     shutil.rmtree(options.work)
 

@@ -17,9 +17,6 @@ pages and not of the disk. Results go to benchmarks/results/cache.json.
 from __future__ import annotations
 
 import argparse
-import json
-import os
-import platform
 import shutil
 import statistics
 import sys
@@ -30,6 +27,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from reports import heading, write
 from stores import STRIDE, write_store
 from torch import Tensor
 
@@ -217,17 +215,12 @@ def parse(arguments: list[str]) -> argparse.Namespace:
 def main() -> None:
     options = parse(sys.argv[1:])
     torch.set_num_threads(1)
+    device = torch.cuda.get_device_name() if options.device == "cuda" else "CPU, one thread"
     report = {
-        "command": f"python benchmarks/cache.py {' '.join(sys.argv[1:])}".strip(),
-        "machine": {
-            "device": torch.cuda.get_device_name() if options.device == "cuda" else "CPU, one thread",
-            "cpus": os.cpu_count(), "load": round(os.getloadavg()[0], 1),
-            "torch": torch.__version__, "python": platform.python_version(),
-        },
+        **heading(device=device, torch=torch.__version__),
         "rows": options.rows, "dim": DIM, "length": options.length, "batch": options.batch, **measure(options),
     }  # fmt: skip
-    options.result.parent.mkdir(parents=True, exist_ok=True)
-    options.result.write_text(json.dumps(report, indent=1) + "\n")
+    write(options.result, report)
     print(f"\n{options.result}")
 
 

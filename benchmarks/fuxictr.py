@@ -18,7 +18,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import shutil
 import statistics
 import subprocess
@@ -27,6 +26,8 @@ import time
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
+
+from reports import heading, write
 
 HERE = Path(__file__).parent
 PINS = ["fuxictr==2.3.10", "numpy==2.4.6", "pandas==3.1.1", "polars==2.1.0", "pyarrow==26.0.1", "scikit-learn==1.9.1"]
@@ -251,10 +252,9 @@ def main() -> None:
     keys = runs["lsm"][0]
     middle = {side: {key: statistics.median(one[key] for one in found) for key in keys} for side, found in runs.items()}
     report: dict[str, Any] = {
-        "command": f"python benchmarks/fuxictr.py {' '.join(sys.argv[1:])}".strip(),
+        **heading(),
         "samples": options.samples, "length": options.length, "mean_length": sum(lengths) / 2, "batch": options.batch,
         "threads": 1, "workers": options.workers, "fuxictr": PINS, "skipped": missing,
-        "machine": {"cpus": os.cpu_count(), "load": round(os.getloadavg()[0], 1), "python": platform.python_version()},
         "median": middle, "runs": runs,
     }  # fmt: skip
     print("| DIN | samples/s | samples per CPU-second | its loader alone, per CPU-second | parameters |")
@@ -267,8 +267,7 @@ def main() -> None:
             for key in COLUMNS[:2]
         }
         print("ratio", report["ratio"])
-    options.result.parent.mkdir(parents=True, exist_ok=True)
-    options.result.write_text(json.dumps(report, indent=1) + "\n")
+    write(options.result, report)
     shutil.rmtree(options.work)
 
 

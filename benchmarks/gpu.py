@@ -24,9 +24,7 @@ padded_cpu.json with --cpu; of --tiny to build/gpu_tiny.json: its times say noth
 from __future__ import annotations
 
 import argparse
-import json
 import os
-import platform
 import statistics
 import sys
 import tempfile
@@ -45,6 +43,7 @@ import cache
 import pools
 from accuracy import call
 from padded import PaddedBatch, copied
+from reports import heading, write
 from stores import write_store
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
@@ -356,13 +355,9 @@ def main() -> None:
         )
     default = HERE / "results" / ("padded_cpu.json" if options.cpu else "gpu.json")
     result = options.result or (Path("build/gpu_tiny.json") if options.tiny else default)
+    device = torch.cuda.get_device_name() if DEVICE == "cuda" else f"CPU{', interpreter' * options.tiny}"
     report: dict[str, Any] = {
-        "command": f"python benchmarks/gpu.py {' '.join(sys.argv[1:])}".strip(),
-        "machine": {
-            "device": torch.cuda.get_device_name() if DEVICE == "cuda" else f"CPU{', interpreter' * options.tiny}",
-            "cpus": os.cpu_count(), "load": round(os.getloadavg()[0], 1),
-            "torch": torch.__version__, "python": platform.python_version(),
-        },
+        **heading(device=device, torch=torch.__version__),
         "batch": options.batch, "rows": options.rows,
     }  # fmt: skip
     names = ["padded", *options.kernels]
@@ -394,8 +389,7 @@ def main() -> None:
     if options.data:
         print("\n| precision | test AUC |\n|---|---|")
         report["precision"] = precision(options.data, options)
-    result.parent.mkdir(parents=True, exist_ok=True)
-    result.write_text(json.dumps(report, indent=1) + "\n")
+    write(result, report)
     print(f"\n{result}")
 
 

@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import shutil
 import subprocess
 import sys
@@ -23,6 +22,8 @@ from typing import Any
 
 import numpy as np
 from accuracy import LSM, call
+from reports import heading, write
+
 from build import generate
 
 HERE = Path(__file__).parent
@@ -108,16 +109,11 @@ def main() -> None:
         cells += [f"{entry[key] / 2**20:,.0f} MiB" for key in ("peak_bytes", "build_peak_bytes")]
         print(f"| {' | '.join(cells)} |")
     report = {
-        "command": f"python benchmarks/long.py {' '.join(sys.argv[1:])}".strip(),
+        **heading(numpy=np.__version__),
         "recipe": options.recipe, "batch": options.batch, "threads": options.threads,
-        "machine": {
-            "cpus": os.cpu_count(), "load": round(os.getloadavg()[0], 1), "python": platform.python_version(),
-            "numpy": np.__version__,
-        },
         "lengths": results,
     }  # fmt: skip
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text(json.dumps(report, indent=1) + "\n")
+    write(options.out, report)
     shutil.rmtree(options.work)
 
 

@@ -19,8 +19,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -30,6 +28,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from reports import heading, write
 from stores import write_store
 
 from lsm_cli import recipe as recipes
@@ -125,17 +124,8 @@ def main() -> None:
     if options.variant:
         print(json.dumps(work(options)))
         return
-    report = {
-        "command": f"python benchmarks/pools.py {' '.join(sys.argv[1:])}".strip(),
-        "machine": {
-            "device": torch.cuda.get_device_name() if options.device == "cuda" else "CPU",
-            "cpus": os.cpu_count(), "load": round(os.getloadavg()[0], 1),
-            "torch": torch.__version__, "python": platform.python_version(),
-        },
-        "variants": measure(options),
-    }  # fmt: skip
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text(json.dumps(report, indent=1) + "\n")
+    device = torch.cuda.get_device_name() if options.device == "cuda" else "CPU"
+    write(options.out, {**heading(device=device, torch=torch.__version__), "variants": measure(options)})
     print(f"\n{options.out}")
 
 

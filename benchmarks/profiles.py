@@ -8,14 +8,11 @@ Every recipe is profiled and, in a process of its own, estimated. Results go to 
 from __future__ import annotations
 
 import argparse
-import json
-import os
-import platform
-import sys
 from pathlib import Path
 from typing import Any
 
 from accuracy import call
+from reports import heading, write
 
 HERE = Path(__file__).parent
 ABLATED = [("stacked_tin", "train", 200), ("stacked_tin", "infer", 200), ("stacked_tin", "train", 1000)]
@@ -56,17 +53,7 @@ def main() -> None:
     found: list[dict[str, Any]] = []
     for asked in plan:
         found.append(profiled(*asked, options))
-        write(options, found)
-
-
-def write(options: argparse.Namespace, found: list[dict[str, Any]]) -> None:
-    report = {
-        "command": f"python benchmarks/profiles.py {' '.join(sys.argv[1:])}".strip(),
-        "machine": {"cpus": os.cpu_count(), "load": round(os.getloadavg()[0], 1), "python": platform.python_version()},
-        "profiles": found,
-    }
-    options.result.parent.mkdir(parents=True, exist_ok=True)
-    options.result.write_text(json.dumps(report, indent=1) + "\n")
+        write(options.result, {**heading(), "profiles": found})
 
 
 if __name__ == "__main__":

@@ -16,9 +16,6 @@ counts. Ratios are of the same run.
 from __future__ import annotations
 
 import argparse
-import json
-import os
-import platform
 import sys
 import time
 from collections.abc import Callable
@@ -27,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from reports import heading, write
 
 from lsm_cli.data.assembling import visible_end
 from lsm_cli.data.batches import Queries
@@ -241,10 +239,7 @@ def main() -> None:
         cells = [f"{value:,.1f} x" if " / " in name else f"{value:,}" for name, value in entry.items()]
         print(f"| {length:,} | {' | '.join(cells)} |")
     if arguments.out:
-        machine = {"cpus": os.cpu_count(), "python": platform.python_version(), "numpy": np.__version__}
-        machine |= {"load": round(os.getloadavg()[0], 1)}
-        state = {"command": " ".join(["python", *sys.argv]), "machine": machine, "queries per CPU-second": results}
-        arguments.out.write_text(json.dumps(state, indent=1) + "\n")
+        write(arguments.out, {**heading(numpy=np.__version__), "queries per CPU-second": results})
 
 
 if __name__ == "__main__":

@@ -19,11 +19,8 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import shutil
 import statistics
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -31,6 +28,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from reports import heading, write
 from stores import RESERVED, write_store
 
 from lsm_cli import recipe as recipes
@@ -166,14 +164,12 @@ def main() -> None:
             print("\n".join(rows(length, candidates, one)), flush=True)
     shutil.rmtree(options.work)
     report = {
-        "command": f"python benchmarks/soft_search.py {' '.join(sys.argv[1:])}".strip(),
+        **heading(),
         "unit": "queries per CPU second", "items": ITEMS, "categories": NODES, "top_k": TOP_K, "threads": 1,
-        "machine": {"cpus": os.cpu_count(), "load": round(os.getloadavg()[0], 1), "python": platform.python_version()},
         "lengths": found,
     }  # fmt: skip
     if options.out:
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.write_text(json.dumps(report, indent=1) + "\n")
+        write(options.out, report)
 
 
 if __name__ == "__main__":

@@ -10,15 +10,12 @@ batch making included; the first round does not count. Medians; the ratios are t
 from __future__ import annotations
 
 import argparse
-import json
-import os
-import platform
 import statistics
-import sys
 import time
 from pathlib import Path
 
 import torch
+from reports import heading, write
 
 from lsm_cli import recipe as recipes
 from lsm_cli.data.store import Store
@@ -58,9 +55,7 @@ def main() -> None:
         entry |= {f"{kind}_ratio": entry[f"{kind}_ms"] / first[f"{kind}_ms"] for kind in ("cpu", "clock")}
     for text, work in works.items():
         found[text]["parameters"] = parameters(work.model)
-    machine = {"cpus": os.cpu_count(), "load": round(os.getloadavg()[0], 1), "python": platform.python_version()}
-    result = {"command": " ".join(["python", *sys.argv]), "machine": machine, "threads": 1, "steps": found}
-    arguments.out.write_text(json.dumps(result, indent=1) + "\n")
+    write(arguments.out, {**heading(), "threads": 1, "steps": found})
     for text, entry in found.items():
         print(f"{text}: {entry['cpu_ms']:.1f} ms CPU a step, {entry['cpu_ratio']:.2f} x")
 

@@ -12,12 +12,8 @@ well as of seconds. Results go to benchmarks/results/table_size.json.
 from __future__ import annotations
 
 import argparse
-import json
-import os
-import platform
 import shutil
 import statistics
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -25,6 +21,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from reports import heading, write
 from stores import write_store
 from torch import nn
 
@@ -130,14 +127,12 @@ def main() -> None:
         cells = (f"{stores[name][1]:,}", "", one["ms"], one["cpu_ms"], *ratios)
         print(f"| nn.Embedding + Adam, the table alone | {name} | {' | '.join(map(str, cells))} |")
     report = {
-        "command": f"python benchmarks/table_size.py {' '.join(sys.argv[1:])}".strip(),
+        **heading(),
         "length": options.length, "mean_length": sum(lengths) / 2, "batch": options.batch, "threads": 1,
-        "machine": {"cpus": os.cpu_count(), "load": round(os.getloadavg()[0], 1), "python": platform.python_version()},
         "stores": {name: {"distinct": value[0], "rows": value[1]} for name, value in stores.items()},
         "steps": found, "nn.Embedding + Adam": dense,
     }  # fmt: skip
-    options.result.parent.mkdir(parents=True, exist_ok=True)
-    options.result.write_text(json.dumps(report, indent=1) + "\n")
+    write(options.result, report)
     shutil.rmtree(options.work)
 
 

@@ -7,6 +7,7 @@ import polars as pl
 from lsm_cli.data.parts import Label
 
 BAD_LABEL = 2  # what a label that is neither 0, 1 nor missing reads as
+NUMBERS = "it takes finite numbers, 1234.5, or nothing"  # of columns that hold some
 
 
 def as_text(column: str, dtype: pl.DataType) -> pl.Expr:

@@ -8,7 +8,7 @@ from typing import Any
 
 import polars as pl
 
-from lsm_cli.data.building.cells import BAD_LABEL
+from lsm_cli.data.building.cells import BAD_LABEL, NUMBERS
 from lsm_cli.data.building.files import unreadable
 from lsm_cli.data.building.lists import open_lists
 from lsm_cli.data.building.moments import iso
@@ -99,7 +99,7 @@ def _problem(source: Source, role: str, column: str, raw: pl.DataFrame, read: pl
         return f"column {column!r} is a label and says {bad[0]!r}; labels are 0, 1 or empty (not observed)"
     if role in source.numbers and not read[role].is_finite().fill_null(True).all():
         odd = raw[column].filter(read[role].is_finite().not_())[0]
-        return f"column {column!r} ({table.key}.{role}) says {odd!r}; it takes finite numbers, 1234.5, or nothing"
+        return f"column {column!r} ({table.key}.{role}) says {odd!r}; {NUMBERS}"
     if role == "time" and (read[role].drop_nulls() < 0).any():
         return f"column {column!r} ({table.key}.time) has negative times; those rows are dropped"
     return None

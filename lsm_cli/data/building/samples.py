@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
 import polars as pl
 
-from lsm_cli.data.building.cells import BAD_LABEL, as_label, as_number, as_text
+from lsm_cli.data.building.cells import BAD_LABEL, NUMBERS, as_label, as_number, as_text
 from lsm_cli.data.building.encoding import Encoded
 from lsm_cli.data.building.requests import Requests
 from lsm_cli.data.building.scan import Source
@@ -195,31 +196,27 @@ def _check_propensity(source: Source, values: np.ndarray) -> None:
 
 def _bad_label(source: Source, label: Label) -> str:
     column = label.column
-    for position, file in enumerate(source.table.files):
-        dtype = source.table.schemas[position][column]
-        bad = source.table.scan(position).filter(as_label(label, dtype) == BAD_LABEL)
-        found = bad.select(as_text(column, dtype).head(1)).collect()
-        if found.height:
-            return (
-                f"{file}: column {column!r} is a label and says {found.item()!r};"
-                " labels are 0, 1 or empty (not observed),"
-                f' or name what counts: {{ column = "{column}", positive = {found.item()!r} }}'
-            )
-    return f"column {column!r} is a label with values other than 0, 1 or empty"
+    position, cell = _first(source, column, lambda dtype: as_label(label, dtype) == BAD_LABEL)
+    file, value = source.table.files[position], cell.select(as_text(column, cell[column].dtype)).item()
+    return (
+        f"{file}: column {column!r} is a label and says {value!r}; labels are 0, 1 or empty (not observed),"
+        f' or name what counts: {{ column = "{column}", positive = {value!r} }}'
+    )
 
 
 def _bad_number(source: Source, name: str) -> str:
     column = source.numbers[name]
-    for position, file in enumerate(source.table.files):
-        dtype = source.table.schemas[position][column]
-        bad = source.table.scan(position).filter(as_number(column, dtype).is_finite().not_())
-        found = bad.select(pl.col(column).head(1)).collect()
+    position, cell = _first(source, column, lambda dtype: as_number(column, dtype).is_finite().not_())
+    return f"{source.table.files[position]}: column {column!r} (samples.{name}) says {cell.item()!r}; {NUMBERS}"
+
+
+def _first(source: Source, column: str, wrong: Callable[[pl.DataType], pl.Expr]) -> tuple[int, pl.DataFrame]:
+    """Which file has the first cell of a column that is wrong, and the cell; `wrong` goes by the type. There is one."""
+    for position, schema in enumerate(source.table.schemas):
+        found = source.table.scan(position).filter(wrong(schema[column])).select(pl.col(column).head(1)).collect()
         if found.height:
-            return (
-                f"{file}: column {column!r} (samples.{name}) says {found.item()!r}; it takes finite numbers, 1234.5, "
-                "or nothing"
-            )
-    return f"column {column!r} (samples.{name}) has values that are no finite numbers"
+            return position, found
+    raise AssertionError(f"no wrong value in {column}")
 
 
 def _targets(source: Source, kinds: dict[str, str], resolution: int, rows: int) -> list[str]:
