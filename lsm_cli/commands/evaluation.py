@@ -83,7 +83,7 @@ def eval_run(
     console.text(f"{count(found['samples_per_second'])} scored samples/s")
     if attention:
         result["attention"] = inspect(console, run, setup, model, split, attention)
-    if not shuffle_history:
+    if not shuffle_history and setup.reads_history:
         console.next(f"lsm eval {run_path} --shuffle-history")
     return result
 

@@ -50,7 +50,7 @@ def train(
         f"{count(done.result['scoring_samples_per_second'])} scored samples/s, "
         f"peak memory {size(done.result['peak_memory_bytes'])}; run in {out}, report in {out / 'report.html'}"
     )
-    console.next(f"lsm eval {out} --shuffle-history")
+    console.next(f"lsm eval {out}{' --shuffle-history' if setup.reads_history else ''}")
     return done.result
 
 

@@ -212,6 +212,11 @@ class Setup:
         top_k = min(options.hard_k, options.top_k) if options.method == "hybrid" else options.top_k
         return hard_options(options, self.store, [field.name for field in self.fields], top_k)
 
+    @property
+    def reads_history(self) -> bool:
+        """Whether behaviours enter the model in any way."""
+        return self.recipe.model.sequence != "none" or self.recipe.model.evidence
+
     def decisions(self) -> list[str]:
         """What was decided and why, a line each."""
         model, train = self.recipe.model, self.recipe.train
@@ -239,7 +244,7 @@ class Setup:
                 "before the last training request"
             )
         lines.append(f"targets    {', '.join(self.targets)}")
-        if model.sequence == "none" and not model.evidence:
+        if not self.reads_history:
             lines.append("history    not read by this recipe")
         else:
             visible = visible_lengths(self.store, "train")
