@@ -23,13 +23,13 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from reports import heading, write
-from stores import write_store
 from torch.utils.data import DataLoader, Dataset
 
 from lsm_cli.data.assembling import Assembler
 from lsm_cli.data.store import Store
 from lsm_cli.engine.pools import keep_freed_memory
+from reports import heading, write
+from stores import write_store
 
 HERE = Path(__file__).parent
 SIDES = ("lsm", "rows", "lean")

@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
 from reports import heading, write
 
 HERE = Path(__file__).parent

@@ -27,8 +27,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from reports import heading, write
-from stores import STRIDE, write_store
 from torch import Tensor
 
 from lsm_cli import recipe as recipes
@@ -41,6 +39,8 @@ from lsm_cli.engine import tiers
 from lsm_cli.engine.run import RunFolder
 from lsm_cli.engine.setup import Setup
 from lsm_cli.engine.train import Trainer
+from reports import heading, write
+from stores import STRIDE, write_store
 
 HERE = Path(__file__).parent
 DIM = 16

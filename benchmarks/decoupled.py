@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
 from accuracy import KEYS, call, opened, spread
 
 CONDITIONS = {

@@ -39,15 +39,12 @@ import torch
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # read when the kernels are first imported
 
-import cache
-import pools
-from accuracy import call
-from padded import PaddedBatch, copied
-from reports import heading, write
-from stores import write_store
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
 
+import cache
+import pools
+from accuracy import call
 from lsm_cli import recipe as recipes
 from lsm_cli.data.store import Store
 from lsm_cli.engine.run import RunFolder
@@ -55,6 +52,9 @@ from lsm_cli.engine.setup import Setup
 from lsm_cli.engine.train import Trainer
 from lsm_cli.kernels import fused, ragged, topk
 from lsm_cli.kernels.ragged import Occurrences, Part, Segments
+from padded import PaddedBatch, copied
+from reports import heading, write
+from stores import write_store
 
 HERE = Path(__file__).parent
 CANDIDATES = 8  # of a request

@@ -21,10 +21,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from accuracy import LSM, call
-from reports import heading, write
 
+from accuracy import LSM, call
 from build import generate
+from reports import heading, write
 
 HERE = Path(__file__).parent
 

@@ -28,8 +28,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from reports import heading, write
-from stores import write_store
 
 from lsm_cli import recipe as recipes
 from lsm_cli.data.store import Store
@@ -37,6 +35,8 @@ from lsm_cli.engine.device import peak_memory
 from lsm_cli.engine.profiling.memory import in_use
 from lsm_cli.engine.profiling.work import Work
 from lsm_cli.engine.setup import Setup
+from reports import heading, write
+from stores import write_store
 
 HERE = Path(__file__).parent
 VARIANTS = {

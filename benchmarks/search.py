@@ -24,7 +24,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from reports import heading, write
 
 from lsm_cli.data.assembling import visible_end
 from lsm_cli.data.batches import Queries
@@ -33,6 +32,7 @@ from lsm_cli.data.store import Store
 from lsm_cli.search.found import Found
 from lsm_cli.search.hard import ANY, HardOptions, HardSearch
 from lsm_cli.search.matches import MatchStatistics
+from reports import heading, write
 
 K = 50
 LEVELS = ["category3", "category2", "category1", ANY]

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
 from accuracy import opened, run, spread
 
 SEARCHERS = {

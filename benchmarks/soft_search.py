@@ -28,8 +28,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from reports import heading, write
-from stores import RESERVED, write_store
 
 from lsm_cli import recipe as recipes
 from lsm_cli.data.store import Store
@@ -37,6 +35,8 @@ from lsm_cli.engine.feed import Feed
 from lsm_cli.engine.setup import Setup
 from lsm_cli.models.ranking import RankingModel
 from lsm_cli.search import soft
+from reports import heading, write
+from stores import RESERVED, write_store
 
 ITEMS, PER_USER, TOP_K = 1_000_000, 16, 50
 NODES = (10, 100, 1_000)

@@ -15,12 +15,12 @@ import time
 from pathlib import Path
 
 import torch
-from reports import heading, write
 
 from lsm_cli import recipe as recipes
 from lsm_cli.data.store import Store
 from lsm_cli.engine.profiling.work import Work
 from lsm_cli.engine.setup import Setup, parameters
+from reports import heading, write
 
 
 def main() -> None:

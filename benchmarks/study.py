@@ -29,7 +29,6 @@ from pathlib import Path
 from typing import Any
 
 from accuracy import LSM, call
-
 from lsm_cli.tuning.plan import PLAN, Plan
 from lsm_cli.tuning.results import ranked, recipe_of
 

@@ -21,8 +21,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from reports import heading, write
-from stores import write_store
 from torch import nn
 
 from lsm_cli import recipe as recipes
@@ -30,6 +28,8 @@ from lsm_cli.data.store import Store
 from lsm_cli.engine.run import RunFolder
 from lsm_cli.engine.setup import Setup
 from lsm_cli.engine.train import Trainer
+from reports import heading, write
+from stores import write_store
 
 HERE = Path(__file__).parent
 

@@ -28,7 +28,6 @@ from pathlib import Path
 from typing import Any
 
 from accuracy import opened
-
 from lsm_cli.commands.build import build_sequences
 from lsm_cli.commands.synth import synth
 from lsm_cli.commands.train import train
