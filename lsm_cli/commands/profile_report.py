@@ -60,6 +60,7 @@ def page(found: dict[str, Any], recipe: Recipe) -> str:
         "Memory over one step, operation by operation",
         [(held_ / mib, part) for _, held_, part in held["timeline"]],
         " MiB",
+        series,
     )
     made.bars("Memory at the peak", {name: value / mib for name, value in held["categories"].items()}, " MiB")
     made.table("Memory of the heaviest step", ["", "", "share"], _memory(held))

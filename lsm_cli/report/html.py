@@ -108,11 +108,13 @@ class Page:
         size = f'viewBox="0 0 {WIDTH} {26 * len(names)}" width="{WIDTH}" height="{26 * len(names)}"'
         self.parts.append(f'<h2>{escape(title)}</h2>{_legend(series)}<svg {size} role="img">{"".join(drawn)}</svg>')
 
-    def timeline(self, title: str, points: Sequence[tuple[float, str]], unit: str = "") -> None:
-        """A value over time, the area under it coloured by what was going on."""
+    def timeline(
+        self, title: str, points: Sequence[tuple[float, str]], unit: str = "", kinds: Iterable[str] = ()
+    ) -> None:
+        """A value over time, the area under it coloured by what was going on; `kinds` come first in the colours."""
         if not points:
             return
-        kinds = list(dict.fromkeys(kind for _, kind in points))
+        kinds = list(dict.fromkeys([*kinds, *(kind for _, kind in points)]))
         shade = {kind: SHADES[place % len(SHADES)] for place, kind in enumerate(kinds)}
         most, wide = max(value for value, _ in points) or 1.0, (WIDTH - LEFT - RIGHT) / len(points)
         drawn = []
