@@ -192,6 +192,9 @@ class TrainOptions(Options):
     softmax: float = Field(
         0.0, ge=0, le=100, description="sasrec: weight of a softmax over the batch's candidates, which makes for recall"
     )
+    next_item: float = Field(
+        0.0, ge=0, le=100, description="sasrec: weight of each behaviour's guess at the next one, as its paper trains"
+    )
     tensorboard: bool = Field(False, description="also write TensorBoard event files (extra `tensorboard`)")
     track: list[Literal["tensorboard", "mlflow"]] = Field(
         [], description="trackers beside metrics.jsonl (extras of these names); MLflow goes to MLFLOW_TRACKING_URI"
@@ -292,8 +295,9 @@ class Recipe(Options):
             raise ValueError(f"model.action_bias: {self.model.sequence} has no attention to add to; set it to false")
         if self.model.sequence == "sasrec":
             self._towers_apart()
-        elif self.train.softmax:
-            raise ValueError("train.softmax: only sasrec has towers to retrieve with; set it to 0")
+        for name in ("softmax", "next_item"):
+            if self.model.sequence != "sasrec" and getattr(self.train, name):
+                raise ValueError(f"train.{name}: only sasrec has a user's tower to teach; set it to 0")
         if self.search.method in BY_ATTENTION and self.model.sequence not in ATTENTIVE:
             raise ValueError(
                 f"search.method: {self.search.method} goes by the attention of tin or stacked_tin; set model.sequence"

@@ -214,8 +214,8 @@ class Trainer:
         """The gradients of a batch, summed over its pieces, in the dense weights and in the leaves of its rows.
 
         Pieces share the rows, and count by the samples of the whole batch where a target was observed: the step is the
-        same in any number of them, up to the order of sums (and what dropout draws; a softmax over the candidates of
-        the batch, `train.softmax`, becomes one over those of a piece).
+        same in any number of them, up to the order of sums (and what dropout draws; a softmax over what occurs in the
+        batch, `train.softmax` and `train.next_item`, becomes one over what occurs in a piece).
         """
         with trace.part(trace.FETCH):
             rows = self.model.fetch(batch)

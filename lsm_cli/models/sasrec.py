@@ -26,19 +26,20 @@ class Encoder(nn.Module):
         self.layers = nn.ModuleList(Layer(width, heads, dropout) for _ in range(layers))
         self.norm = nn.LayerNorm(width)
 
-    def forward(self, states: Tensor, tokens: Tensor, real: Tensor) -> Tensor:
-        """Final states of the tokens [b, tokens, width].
+    def forward(self, states: Tensor, tokens: Tensor, real: Tensor, whole: bool = False) -> tuple[Tensor, Tensor]:
+        """States of the behaviours [b, length, width] and of the tokens [b, tokens, width].
 
         Args:
             states: [b, length, width], behaviours and then padding.
             tokens: [b, tokens, width].
             real: bool [b, length].
+            whole: behaviours pass the last layer as well; otherwise their states are those before it.
         """
         one = torch.eye(tokens.shape[1], dtype=torch.bool, device=real.device).expand(len(real), -1, -1)
         seen = torch.cat([real.unsqueeze(1).expand(-1, tokens.shape[1], -1), one], 2)
         for number, layer in enumerate(self.layers, start=1):
-            states, tokens = layer(states, tokens, seen, number == len(self.layers))
-        return self.norm(tokens)
+            states, tokens = layer(states, tokens, seen, number == len(self.layers) and not whole)
+        return self.norm(states) if whole else states, self.norm(tokens)
 
 
 class Layer(nn.Module):

@@ -42,7 +42,7 @@ VARIANTS = {
     "hstu": ["model.layers=1"],
     "bst": ["model.block_heads=2"],
     "stca": ["model.block_heads=2"],
-    "sasrec": ["train.softmax=1"],
+    "sasrec": ["train.softmax=1", "train.next_item=0"],
     "graph": ["model.graph_dim=4"],
 }
 SIZES = [4, 1, 6, 3, 5, 2, 7, 4]  # candidates of the requests

@@ -145,7 +145,7 @@ def test_padding_and_grouping_change_nothing(name: str, lengths: list[int], monk
 
 
 def _encode(encoder: Encoder, behaviours: Tensor, token: Tensor) -> Tensor:
-    """Final state of one token behind one history, position by position."""
+    """Final states of one history and of one token behind it, position by position."""
     states = torch.cat([behaviours, token.unsqueeze(0)])
     for layer in encoder.layers:
         made = _norm(states, layer.norm)
@@ -163,7 +163,7 @@ def _encode(encoder: Encoder, behaviours: Tensor, token: Tensor) -> Tensor:
         norm, inner, _, _, outer = layer.network
         hidden = torch.relu(_norm(states, norm) @ inner.weight.T + inner.bias)
         states = states + hidden @ outer.weight.T + outer.bias
-    return _norm(states[-1:], encoder.norm)[0]
+    return _norm(states, encoder.norm)
 
 
 @settings(max_examples=6, deadline=None)
@@ -179,14 +179,13 @@ def test_the_encoder_equals_its_equation(lengths: list[int], tokens: int, layers
     asked = torch.randn(len(lengths), tokens, WIDTH, dtype=torch.float64, requires_grad=True)
     states = torch.randn(len(lengths), max(lengths), WIDTH, dtype=torch.float64, requires_grad=True)
     real = torch.arange(max(lengths)) < torch.tensor(lengths).unsqueeze(1)
-    ours = encoder(states, asked, real)
-    literal = torch.stack(
-        [
-            torch.stack([_encode(encoder, states[row, :length], token) for token in asked[row]])
-            for row, length in enumerate(lengths)
-        ]
-    )
-    agree(ours, literal, [states, asked], list(encoder.parameters()))
+    behaviours, told = encoder(states, asked, real, whole=True)
+    literal = [
+        [_encode(encoder, states[row, :length], token) for token in asked[row]] for row, length in enumerate(lengths)
+    ]
+    expected = torch.cat([own[0][:-1] for own in literal] + [found[-1:] for own in literal for found in own])
+    agree(torch.cat([behaviours[real], told.flatten(0, 1)]), expected, [states, asked], list(encoder.parameters()))
+    torch.testing.assert_close(encoder(states, asked, real)[1], told)
 
 
 def test_no_state_sees_a_later_behaviour_and_no_token_sees_padding() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,8 @@ from lsm_cli.data.batches import Batch
 from lsm_cli.data.store import Store
 from lsm_cli.engine.setup import Setup
 from lsm_cli.errors import InputError
+from lsm_cli.models.history import segments_of
+from lsm_cli.models.successors import NEGATIVES
 from lsm_cli.models.two_tower import TwoTower
 
 
@@ -136,7 +139,7 @@ def test_tokens_read_apart_as_together(small_store: Path) -> None:
 
 def test_the_softmax_equals_its_equation(small_store: Path) -> None:
     """-log softmax of ⟨z, v_j⟩ - log q_j over the batch, without other places of the positive's own item."""
-    setup, model = _model(small_store, "train.softmax=0.7")
+    setup, model = _model(small_store, "train.softmax=0.7", "train.next_item=0")
     samples = setup.store.samples("train")
     item = np.asarray(samples.column("item"))
     batch = setup.assembler("train").batch(np.arange(64))
@@ -161,11 +164,54 @@ def test_the_softmax_equals_its_equation(small_store: Path) -> None:
 
 
 def test_a_target_without_positives_in_a_batch_adds_nothing(small_store: Path) -> None:
-    setup, model = _model(small_store, "train.softmax=1")
+    setup, model = _model(small_store, "train.softmax=1", "train.next_item=0")
     batch = setup.assembler("train").batch(np.arange(32))
     batch.labels[:, 1] = torch.nan
     _, extra = model.learn(batch, model.fetch(batch))
     assert extra[0] > 0 and extra[1] == 0
+
+
+@pytest.mark.parametrize("tables", ["own", "shared"])
+def test_the_guess_at_what_follows_equals_its_equation(small_store: Path, tables: str) -> None:
+    """log(1 + Σ_j exp⟨z_i, v_j - v_{i+1}⟩) over the behaviours of the batch, history by history, target by target."""
+    setup, model = _model(small_store, "train.softmax=0", "train.next_item=0.7", f"model.time_tables={tables}")
+    batch = setup.assembler("train").batch(np.arange(400, 408))
+    with torch.no_grad():
+        rows, segments = model.fetch(batch), segments_of(batch)
+        logits, extra = model.learn(batch, rows)
+        torch.testing.assert_close(logits, model(batch, rows))
+        unknown = model.space.bank.tables[0].rows - 1
+        item = np.minimum(batch.history["item"].numpy(), unknown)
+        looked_up = [model.space.bank.look(name, batch.history[name]) for name in model.item]
+        vectors = torch.cat([table[place] for table, place in looked_up], 1)
+        assert 50 < len(item) <= NEGATIVES
+        for target in range(2):
+            parts, places = model.space.parts(segments, rows[0]), model.space.places(batch, segments)
+            seen_by = None if tables == "shared" else target
+            written = model.space.history(segments, parts, places, {}, seen_by).positions()
+            readout = (model.readout.mean(0) if tables == "shared" else model.readout[target])[:, :-1]
+            losses = []
+            for start, end in pairwise(batch.offsets.tolist()):
+                alone, token = written[start:end].unsqueeze(0), torch.zeros(1, 1, model.space.width)
+                states = model.encoder(alone, token, torch.ones(1, end - start, dtype=torch.bool), whole=True)[0][0]
+                for i in range(end - start - 1):
+                    wanted, scores = start + i + 1, vectors @ (states[i] @ readout)
+                    told_from = torch.from_numpy((item != unknown) & (item != item[wanted]))
+                    told_from[wanted] = True
+                    if item[wanted] != unknown:
+                        losses.append(float(scores[told_from].logsumexp(0) - scores[wanted]))
+            assert len(losses) > 30
+            assert float(extra[target]) == pytest.approx(0.7 * np.mean(losses), rel=1e-4)
+
+
+def test_what_follows_is_guessed_without_the_candidates(small_store: Path) -> None:
+    setup, model = _model(small_store, "train.softmax=0", "train.next_item=1")
+    batch = setup.assembler("train").batch(np.arange(64))
+    with torch.no_grad():
+        _, one = model.learn(batch, model.fetch(batch))
+        other = _other_candidates(batch)
+        _, two = model.learn(other, model.fetch(other))
+    torch.testing.assert_close(one, two)
 
 
 @pytest.mark.parametrize(
@@ -185,9 +231,10 @@ def test_what_would_break_the_towers_is_refused(small_store: Path, overrides: li
         Setup.of(recipes.load("sasrec", overrides), Store.open(small_store))
 
 
-def test_softmax_needs_towers() -> None:
-    with pytest.raises(InputError, match=r"train\.softmax"):
-        recipes.load("tin", ["train.softmax=1"])
+@pytest.mark.parametrize("key", ["train.softmax", "train.next_item"])
+def test_what_teaches_towers_needs_towers(key: str) -> None:
+    with pytest.raises(InputError, match=rf"{key}: only sasrec"):
+        recipes.load("tin", [f"{key}=1"])
 
 
 def test_sides_are_said(small_store: Path) -> None:
