@@ -56,12 +56,16 @@ def test_a_positive_event_becomes_a_request_with_negatives_seen_before(tmp_path:
     for row in rows:
         born.setdefault(str(row["item"]), row["ts"])
     positive = [row for row in rows if row["act"] != "view"]
-    wanted = [row for row in positive if born[str(row["item"])] < row["ts"]]
-    lost = len(positive) - len(wanted)
-    assert lost and store.manifest["dropped"]["samples"] == {"of an item that nobody had met": lost}
+    met = [row for row in positive if born[str(row["item"])] < row["ts"]]
+    wanted = [row for row in met if sum(time < row["ts"] for time in born.values()) > 1]
+    assert store.manifest["dropped"]["samples"] == {
+        "of an item that nobody had met": len(positive) - len(met),
+        "from before there was a choice of items": len(met) - len(wanted),
+    }
+    assert len(positive) > len(met) > len(wanted)
     assert store.targets == ["buy", "cart"] and sum(store.splits.values()) == 4 * len(wanted)
     items, users = vocabulary(store, "item"), vocabulary(store, "user")
-    place, first = 0, rows[0]["ts"]
+    place = 0
     for split in ("train", "valid", "test"):  # by time, as the log is
         part = store.samples(split)
         times = seconds(part.column("time"), store)
@@ -71,7 +75,7 @@ def test_a_positive_event_becomes_a_request_with_negatives_seen_before(tmp_path:
             drawn = [items[part.column("item")[i]] for i in group]
             assert drawn[0] == str(row["item"]) and drawn[0] not in drawn[1:]
             assert all(times[i] == row["ts"] and users[part.column("user")[i]] == str(row["user"]) for i in group)
-            assert row["ts"] <= first + 5 or all(born[str(item)] < row["ts"] for item in drawn[1:])
+            assert all(born[str(item)] < row["ts"] for item in drawn[1:])
             other = "cart" if row["act"] == "buy" else "buy"
             assert [part.column(f"label.{row['act']}")[i] for i in group] == [1, 0, 0, 0]
             assert [part.column(f"label.{other}")[i] for i in group] == [-1] * 4
@@ -87,8 +91,26 @@ def test_nothing_but_taste_tells_positives_from_negatives(tmp_path: Path) -> Non
     raw = from_events(positive=[]) | {"events": [EVENTS]}
     raw["samples"] |= {"statistics": {"popularity": ["all"]}}
     part = build(tmp_path, raw).samples("train")
-    fresh = np.asarray(part.column("stat.popularity.item.all")) <= 0
-    assert fresh.mean() < 0.02
+    assert (np.asarray(part.column("stat.popularity.item.all")) > 0).all()
+
+
+def test_what_is_said_of_candidates_was_known_before(tmp_path: Path) -> None:
+    """Items whose category is named when they are bought, and never before."""
+    rng = np.random.default_rng(0)
+    rows = [event(n % 9, int(rng.integers(1, 40)), n) | {"act": ("view", "buy")[n % 2]} for n in range(400)]
+    for row in rows:
+        if row["act"] == "view":
+            row |= {"c1": None, "c2": None}
+    write(tmp_path, "events", rows)
+    store = build(tmp_path, from_events(positive=["buy"]))
+    items, named = vocabulary(store, "item"), {}
+    for row in rows:
+        if row["c2"] is not None:
+            named.setdefault(str(row["item"]), row["ts"])
+    part = store.samples("train")
+    times, has = seconds(part.column("time"), store), np.asarray(part.column("category")) > 1
+    known = [named.get(items[i], time) < time for i, time in zip(part.column("item").tolist(), times, strict=True)]
+    assert has.tolist() == known and 0 < has.mean() < 1
 
 
 def test_a_rare_domain_is_remembered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,8 +1,9 @@
 """Samples made from events: every positive event is a request, its item the positive candidate.
 
 Candidates are items that somebody had met before the request, negatives in the positive's own domain: an item that did
-not exist yet would give itself away by its freshness, and so would one that nobody had met but the positive. The event
-itself happens at the time of the request, so it is not part of the history it predicts from.
+not exist yet would give itself away by its freshness, and so would one that nobody had met but the positive. What is
+said of candidates was known then, too. Requests from before there was a second item to choose from are left out. The
+event itself happens at the time of the request, so it is not part of the history it predicts from.
 """
 
 from __future__ import annotations
@@ -26,6 +27,26 @@ _TRIES = 16
 
 
 @dataclass
+class Pool:
+    """What negatives of a domain are drawn from.
+
+    Attributes:
+        items, times: in the order of time.
+        distinct, met: each item once, at its first time.
+    """
+
+    items: np.ndarray
+    times: np.ndarray
+    distinct: np.ndarray
+    met: np.ndarray
+
+    @classmethod
+    def of(cls, items: np.ndarray, times: np.ndarray) -> Pool:
+        first = np.sort(np.unique(items, return_index=True)[1])
+        return cls(items, times, items[first], times[first])
+
+
+@dataclass
 class Urn:
     """Items to draw from, per domain, ordered by when they could first be drawn.
 
@@ -34,6 +55,7 @@ class Urn:
 
     items: dict[int, np.ndarray] = field(default_factory=dict)
     times: dict[int, np.ndarray] = field(default_factory=dict)
+    chosen: dict[int, Pool] = field(default_factory=dict)
 
     def fill(self, domain: np.ndarray, item: np.ndarray, time: np.ndarray, once: bool) -> None:
         for code in np.unique(domain).tolist():
@@ -43,42 +65,52 @@ class Urn:
                 order = order[np.sort(np.unique(item[order], return_index=True)[1])]
             self.items[code], self.times[code] = item[order], time[order]
 
+    def choice(self, domain: np.ndarray, time: np.ndarray) -> np.ndarray:
+        """How many items there were to choose from for requests of these domains and times, [n]."""
+        found = np.zeros(len(time), np.int64)
+        for code in np.unique(domain).tolist():
+            mine = np.flatnonzero(domain == code)
+            found[mine] = self._of(code).met.searchsorted(time[mine])
+        return found
+
     def draw(
         self, rng: np.random.Generator, domain: np.ndarray, item: np.ndarray, time: np.ndarray, each: int
     ) -> np.ndarray:
-        """Negatives for each positive, [positives, each]: never the positive's own item."""
+        """Negatives for each positive, [positives, each]: never its own item, and none met for the first time later.
+
+        Every positive needs a choice of two.
+        """
         found = np.zeros((len(item), each), item.dtype)
         for code in np.unique(domain).tolist():
             mine = np.flatnonzero(domain == code)
-            (items, times), own = self._choice(code), item[mine]
-            # at the very beginning nothing has been seen yet: then anything goes
-            reach = np.searchsorted(times, time[mine], side="left")
-            reach = np.where(reach < 2, len(items), reach)
-            drawn = items[(rng.random((len(mine), each)) * reach[:, None]).astype(np.int64)]
-            for attempt in range(_TRIES):
+            pool, own = self._of(code), item[mine]
+            reach, choice = (times.searchsorted(time[mine]) for times in (pool.times, pool.met))
+            drawn = pool.items[(rng.random((len(mine), each)) * reach[:, None]).astype(np.int64)]
+            for _ in range(_TRIES):
                 row, column = np.nonzero(drawn == own[:, None])
                 if not len(row):
                     break
-                limit = reach[row] if attempt < _TRIES // 2 else len(items)
-                drawn[row, column] = items[(rng.random(len(row)) * limit).astype(np.int64)]
+                drawn[row, column] = pool.items[(rng.random(len(row)) * reach[row]).astype(np.int64)]
             row, column = np.nonzero(drawn == own[:, None])
-            if len(row):  # an item that is nearly all there is: take any other
-                others = np.unique(items)
-                place = np.searchsorted(others, own[row])
-                drawn[row, column] = others[(place + 1) % len(others)]
+            if len(row):  # an item that is nearly all there is: any other
+                place = (rng.random(len(row)) * (choice[row] - 1)).astype(np.int64)
+                other = pool.distinct[place]
+                drawn[row, column] = np.where(other == own[row], pool.distinct[choice[row] - 1], other)
             found[mine] = drawn
         return found
 
-    def _choice(self, domain: int) -> tuple[np.ndarray, np.ndarray]:
+    def _of(self, domain: int) -> Pool:
         """The items of a domain, or of all if it has only one."""
-        items, times = self.items[domain], self.times[domain]
-        if (items == items[0]).all():
-            items, times = (np.concatenate([*parts.values()]) for parts in (self.items, self.times))
-            order = np.argsort(times, kind="stable")
-            items, times = items[order], times[order]
-        if (items == items[0]).all():
-            raise InputError("samples.from_events: negatives need a second item, the events have only one")
-        return items, times
+        if domain not in self.chosen:
+            pool = Pool.of(self.items[domain], self.times[domain])
+            if len(pool.distinct) < 2:
+                items, times = (np.concatenate([*parts.values()]) for parts in (self.items, self.times))
+                order = np.argsort(times, kind="stable")
+                pool = Pool.of(items[order], times[order])
+            if len(pool.distinct) < 2:
+                raise InputError("samples.from_events: negatives need a second item, the events have only one")
+            self.chosen[domain] = pool
+        return self.chosen[domain]
 
 
 @dataclass
@@ -145,19 +177,26 @@ def draw_samples(encoded: Encoded, collector: Collector, requests: Requests, wor
     """
     options, targets = collector.options, collector.positives.targets
     found, urn, each = collector.columns(), collector.urn(), collector.options.negatives
+    domain = found.get("domain", np.ones(len(found["item"]), np.int8))
     met = collector.met.time[found["item"]] < found["time"]
-    if not met.all():
-        requests.drop(~met, "of an item that nobody had met")
+    choice = urn.choice(domain, found["time"]) > 1
+    kept = met & choice
+    if not kept.all():
+        for rows, reason in (
+            (~met, "of an item that nobody had met"),
+            (met & ~choice, "from before there was a choice of items"),
+        ):
+            if rows.any():
+                requests.drop(rows, reason)
         check_splits(encoded.plan.description, requests, encoded.plan.resolution)
-        found = {name: values[met] for name, values in found.items()}
+        found, domain = {name: values[kept] for name, values in found.items()}, domain[kept]
     writer = SampleWriter(work, requests.counts())
-    split = np.repeat(requests.split[met], 1 + each)
+    split = np.repeat(requests.split[kept], 1 + each)
     user = np.repeat(found["user"], 1 + each).astype(np.int32)
     time = np.repeat(found["time"], 1 + each).astype(np.int64)
     sampled = Sampled(user, time, split, targets)
     attributes = _attributes(encoded)
     tally = np.zeros((len(targets), len(SPLITS), 2), np.int64)
-    domain = found.get("domain", np.ones(len(found["item"]), np.int8))
     for number, start in enumerate(range(0, len(found["item"]), _CHUNK)):
         part = slice(start, start + _CHUNK)
         rng = np.random.default_rng([options.seed, number])
@@ -172,7 +211,7 @@ def draw_samples(encoded: Encoded, collector: Collector, requests: Requests, wor
         columns |= {name: np.repeat(found[name][part], 1 + each) for name in ("scenario", "domain") if name in found}
         columns |= {name: ids[columns["item"]] for name, ids in attributes.items()}
         if encoded.known_items is not None:
-            columns["category"] = encoded.known_items.node[columns["item"]]
+            columns["category"] = encoded.known_items.before(columns["item"], time[rows])
         code = np.repeat(found["code"][part], 1 + each)
         first = np.zeros((len(item), 1 + each), np.int8)
         first[:, 0] = 1
