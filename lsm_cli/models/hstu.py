@@ -30,6 +30,9 @@ class HSTU(nn.Module):
     information here; the paper gives actions positions of their own, and trains on every position. A match adds its
     bias where the candidate attends. The candidate's last state is what the head sees.
 
+    Queries and keys start alike, so that like attends to like from the first step on; it takes an epoch to find out
+    otherwise. Retail, one seed, last 50, whole requests: GAUC .714 so, .641 with chance in both.
+
     No behaviour sees a candidate: those of a request share its states (M-FALCON, §3.4), and in the last layer only
     candidates ask. SiLU is no softmax, so no fused kernel: among behaviours A is written out, `CELLS` of it at a time,
     and made again in the backward pass.
@@ -106,6 +109,9 @@ class Unit(nn.Module):
         super().__init__()
         self.heads, size = heads, -(-width // heads)
         self.project = nn.Linear(width, 4 * heads * size)
+        with torch.no_grad():
+            query, key = self.project.weight.chunk(4)[2:]
+            key.copy_(query)
         self.mix = nn.Linear(heads * size, width)
         self.norm = nn.LayerNorm(width, elementwise_affine=False)
         self.attended = nn.LayerNorm(heads * size, elementwise_affine=False)
