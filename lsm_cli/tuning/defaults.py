@@ -53,6 +53,8 @@ def _variant(setup: Setup) -> dict[str, Any]:
             table["model.heads"] = choices
     elif model.sequence in LAYERED:
         table["model.layers"] = layers
+    if model.sequence == "sasrec":
+        table["train.next_item"] = sorted({0.0, 1.0, setup.recipe.train.next_item})
     if len(setup.targets) > 1 and model.temporal:
         table["model.time_tables"] = ["shared", "own", "residual"]
     return table

@@ -56,6 +56,7 @@ def test_the_variant_itself_is_in_it(small_store: Path) -> None:
     assert "soft" in _default(small_store, "twin")["search.method"]
     own = _default(small_store, "tin", 'model.heads=[["item"],["time"]]')
     assert own["model.heads"] == [[], "auto", [["item"], ["time"]]]
+    assert _default(small_store, "sasrec", "train.next_item=3")["train.next_item"] == [0, 1, 3]
 
 
 def test_what_has_no_effect_is_not(small_store: Path, tmp_path: Path) -> None:
@@ -70,7 +71,9 @@ def test_what_has_no_effect_is_not(small_store: Path, tmp_path: Path) -> None:
     assert "model.heads" not in _default(small_store, "tin", "model.temporal=[]", 'data.fields=["item"]')
     assert "model.max_len" not in _default(small_store, "tin")  # 100, 200 and 400 behaviours of 40 are the same
     assert not {"search.method", "model.evidence_from"} & _default(small_store, "sasrec").keys()
-    assert not {"search.method", "model.max_len", "model.layers"} & _default(small_store, "dnn").keys()
+    assert (
+        not {"search.method", "model.max_len", "model.layers", "train.next_item"} & _default(small_store, "dnn").keys()
+    )
     assert (
         not {"search.method", "search.top_k", "model.max_len"}
         & _default(small_store, "tin", "search.from=found").keys()
