@@ -53,7 +53,10 @@ def _facts(known: dict[str, Any]) -> list[list[str]]:
         ["system", f"{known['platform']}, Python {known['python']}"],
         ["libraries", ", ".join(have)],
         ["not installed", ", ".join(lack) or "–"],
-        ["CPU", f"{known['cpu']}, {known['cpus_usable']} of {os.cpu_count()} CPUs usable, {known['threads']} threads"],
+        [
+            "CPU",
+            f"{known['cpu']}, {known['cpus_usable']} of {os.cpu_count()} CPUs usable, threads in use: {known['threads']}",
+        ],
         ["memory", " available of ".join(size(memory[n]) if memory[n] else "?" for n in ("available", "total"))],
         ["disk", f"{size(known['disk']['free'])} free at {known['disk']['path']}"],
         ["CUDA", f"torch is built for {cuda['built_for'] or 'CPU only'}; {len(cuda['devices'])} GPUs visible"],

@@ -171,7 +171,7 @@ def _costs_memory(plan: Plan) -> bool:
 def _workers_line(plan: Plan, wanted: Wanted, seconds: float | None) -> str:
     text = f"trials     {wanted.trials} in all, {wanted.workers} at a time"
     if wanted.workers > 1 and not plan.recipe.train.threads:
-        text += f", {max(1, (os.cpu_count() or 1) // wanted.workers)} CPU threads each"
+        text += f", CPU threads each: {max(1, (os.cpu_count() or 1) // wanted.workers)}"
     if _costs_memory(plan):
         text += ", each in a process of its own, whose memory is its own"
     return text + (f", for {wanted.timeout}" if seconds is not None else "")
