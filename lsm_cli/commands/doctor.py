@@ -55,7 +55,7 @@ def _facts(known: dict[str, Any]) -> list[list[str]]:
         ["not installed", ", ".join(lack) or "–"],
         [
             "CPU",
-            f"{known['cpu']}, {known['cpus_usable']} of {os.cpu_count()} CPUs usable, threads in use: {known['threads']}",
+            f"{known['cpu']}, {known['cpus_usable']} of {os.cpu_count()} CPUs usable, threads: {known['threads']}",
         ],
         ["memory", " available of ".join(size(memory[n]) if memory[n] else "?" for n in ("available", "total"))],
         ["disk", f"{size(known['disk']['free'])} free at {known['disk']['path']}"],
