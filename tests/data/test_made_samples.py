@@ -113,6 +113,15 @@ def test_what_is_said_of_candidates_was_known_before(tmp_path: Path) -> None:
     assert has.tolist() == known and 0 < has.mean() < 1
 
 
+def test_most_candidates_have_no_category(tmp_path: Path) -> None:
+    rows = log()
+    for row in rows[: len(rows) * 9 // 10]:
+        row |= {"c1": None, "c2": None}
+    write(tmp_path, "events", rows)
+    (note,) = build(tmp_path, from_events()).manifest["notes"]
+    assert "samples have no category" in note and note.endswith("name the columns in [items]")
+
+
 def test_a_rare_domain_is_remembered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(drawn, "_REMEMBERED", 150)
     rows = [row | {"where": "feed"} for row in log()]

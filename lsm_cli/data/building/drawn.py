@@ -19,6 +19,7 @@ from lsm_cli.data.building.samples import Sampled, SampleWriter, check_classes, 
 from lsm_cli.data.building.vocabulary import Vocabulary
 from lsm_cli.data.building.workspace import Workspace
 from lsm_cli.data.description import SPLITS, FromEvents
+from lsm_cli.data.store import MISSING
 from lsm_cli.errors import InputError
 
 _REMEMBERED = 1 << 22  # events that popularity is drawn from; every n-th of more
@@ -212,6 +213,7 @@ def draw_samples(encoded: Encoded, collector: Collector, requests: Requests, wor
         columns |= {name: ids[columns["item"]] for name, ids in attributes.items()}
         if encoded.known_items is not None:
             columns["category"] = encoded.known_items.before(columns["item"], time[rows])
+            sampled.placeless += int((columns["category"] == MISSING).sum())
         code = np.repeat(found["code"][part], 1 + each)
         first = np.zeros((len(item), 1 + each), np.int8)
         first[:, 0] = 1

@@ -119,9 +119,10 @@ def _notes(encoded: Encoded, sampled: Sampled) -> list[str]:
             f"{source.table.key}: no file matches {pattern}; the block's other paths were read" for pattern in empty
         ]
     if sampled.placeless > len(sampled.user) / 2:
+        columns = "[items]" if plan.samples is None else "samples.category or in [items]"
         found.append(
             f"{sampled.placeless:,} of {len(sampled.user):,} samples have no category: they take it from their item's "
-            "events before the request, and there are none; name the columns in samples.category or in [items]"
+            f"events before the request, and there are none; name the columns in {columns}"
         )
     requests = np.bincount(sampled.user, minlength=len(encoded.users.counts)) > 0
     everybody, without = int(requests.sum()), int((requests & (encoded.users.counts == 0)).sum())
