@@ -125,7 +125,8 @@ class Statistics(Part):
 
 
 class FromEvents(Part):
-    """Samples made from events: each positive event is a request, with negatives drawn among items seen before it."""
+    """Samples made from events: each positive event is a request, with negatives drawn among items seen before it in
+    its domain."""
 
     positive: Names = Field(default_factory=list)  # actions; every event when empty
     negatives: int = Field(default=1, ge=1, le=1000)

@@ -10,7 +10,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from lsm_cli.data.building import drawn
+from lsm_cli.data.store import Store
 from lsm_cli.errors import InputError
 from tests.data.building import (
     DESCRIPTION,
@@ -47,6 +47,24 @@ def from_events(**options: Any) -> dict[str, Any]:
     return DESCRIPTION | {"events": [block], "samples": {"from_events": made}, "split": {}}
 
 
+def met(rows: list[Row], row: Row) -> set[int]:
+    """Items of the row's domain that somebody had met before it."""
+    return {e["item"] for e in rows if e["ts"] < row["ts"] and e.get("where") == row.get("where")}
+
+
+def choice(rows: list[Row], row: Row) -> set[int]:
+    """Of those, what the user did not take."""
+    return met(rows, row) - {row["item"]}
+
+
+def groups(store: Store) -> list[list[int]]:
+    """Items of each request, its positive first, in the order of the splits."""
+    names = vocabulary(store, "item")
+    items = [names[i] for split in ("train", "valid", "test") for i in store.samples(split).column("item").tolist()]
+    size = 1 + store.manifest["description"]["samples"]["from_events"]["negatives"]
+    return [[int(item or 0) for item in items[start : start + size]] for start in range(0, len(items), size)]
+
+
 @pytest.mark.parametrize("draw", ["popularity", "uniform"])
 def test_a_positive_event_becomes_a_request_with_negatives_seen_before(tmp_path: Path, draw: str) -> None:
     rows = log()
@@ -56,13 +74,13 @@ def test_a_positive_event_becomes_a_request_with_negatives_seen_before(tmp_path:
     for row in rows:
         born.setdefault(str(row["item"]), row["ts"])
     positive = [row for row in rows if row["act"] != "view"]
-    met = [row for row in positive if born[str(row["item"])] < row["ts"]]
-    wanted = [row for row in met if sum(time < row["ts"] for time in born.values()) > 1]
+    known = [row for row in positive if born[str(row["item"])] < row["ts"]]
+    wanted = [row for row in known if choice(rows, row)]
     assert store.manifest["dropped"]["samples"] == {
-        "of an item that nobody had met": len(positive) - len(met),
-        "from before there was a choice of items": len(met) - len(wanted),
+        "of an item that nobody had met": len(positive) - len(known),
+        "from before there was a choice of items": len(known) - len(wanted),
     }
-    assert len(positive) > len(met) > len(wanted)
+    assert len(positive) > len(known) > len(wanted)
     assert store.targets == ["buy", "cart"] and sum(store.splits.values()) == 4 * len(wanted)
     items, users = vocabulary(store, "item"), vocabulary(store, "user")
     place = 0
@@ -81,6 +99,38 @@ def test_a_positive_event_becomes_a_request_with_negatives_seen_before(tmp_path:
             assert [part.column(f"label.{other}")[i] for i in group] == [-1] * 4
             seen = sum(e["user"] == row["user"] and e["ts"] < row["ts"] for e in rows)
             assert (part.column("end")[start] - store.offsets[part.column("user")[start]]) == seen
+
+
+@pytest.mark.parametrize("draw", ["popularity", "uniform"])
+def test_candidates_were_met_in_the_domain_of_the_request(tmp_path: Path, draw: str) -> None:
+    """An item met in another domain only would always be the positive."""
+    rng = np.random.default_rng(0)
+    rows = [row | {"where": ("feed", "shop")[n]} for row, n in zip(log(), rng.integers(0, 2, 600), strict=True)]
+    write(tmp_path, "events", rows)
+    raw = from_events(draw=draw)
+    raw["events"] = [raw["events"][0] | {"domain": {"column": "where"}}]
+    store = build(tmp_path, raw | {"taxonomy": {"shared": True}})
+    positive = [row for row in rows if row["act"] != "view"]
+    known = [row for row in positive if row["item"] in met(rows, row)]
+    wanted = [row for row in known if choice(rows, row)]
+    found = groups(store)
+    assert [group[0] for group in found] == [row["item"] for row in wanted]
+    assert all(set(group) <= met(rows, row) for group, row in zip(found, wanted, strict=True))
+    lost = {"of an item that nobody had met in its domain": len(positive) - len(wanted)}
+    assert store.manifest["dropped"]["samples"] == lost and len(known) == len(wanted)
+
+
+def test_a_domain_of_one_item_draws_from_all(tmp_path: Path) -> None:
+    rows = [row | {"where": "feed"} for row in log()]
+    rows += [event(3, 5, time, brand=1) | {"act": "buy", "where": "shop"} for time in (250, 251)]
+    rows.sort(key=lambda row: row["ts"])
+    write(tmp_path, "events", rows)
+    raw = from_events()
+    raw["events"] = [raw["events"][0] | {"domain": {"column": "where"}}]
+    store = build(tmp_path, raw | {"taxonomy": {"shared": True}})
+    shop = next(number for number, name in vocabulary(store, "domain").items() if name == "shop")
+    part = store.samples("train")
+    assert (np.asarray(part.column("domain")) == shop).sum() == 8  # 5 was met elsewhere before
 
 
 def test_nothing_but_taste_tells_positives_from_negatives(tmp_path: Path) -> None:
@@ -122,14 +172,22 @@ def test_most_candidates_have_no_category(tmp_path: Path) -> None:
     assert "samples have no category" in note and note.endswith("name the columns in [items]")
 
 
-def test_a_rare_domain_is_remembered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(drawn, "_REMEMBERED", 150)
+def test_what_memory_cannot_hold_is_said(tmp_path: Path) -> None:
+    write(tmp_path, "events", log())
+    for out, memory, draw in (("enough", 600 * 32, "popularity"), ("alike", 1 << 10, "uniform")):
+        assert not build(tmp_path, from_events(draw=draw), out=out, memory=memory).manifest["notes"]
+    (note,) = build(tmp_path, from_events(), memory=599 * 32).manifest["notes"]
+    assert "599 of 600 events" in note and "--memory 1GiB" in note
+
+
+def test_a_rare_domain_is_remembered(tmp_path: Path) -> None:
     rows = [row | {"where": "feed"} for row in log()]
-    rows += [row | {"where": "rare"} for row in log()[300:303:2]]
+    rare_rows = [row | {"where": "rare"} for row in log()[300:303:2]]
+    rows += rare_rows + [row | {"ts": row["ts"] + 50} for row in rare_rows]
     write(tmp_path, "events", sorted(rows, key=lambda row: row["ts"]))
     raw = from_events(positive=["view", "buy", "cart"])
     raw["events"] = [raw["events"][0] | {"domain": {"column": "where"}}]
-    store = build(tmp_path, raw | {"taxonomy": {"shared": True}})
+    store = build(tmp_path, raw | {"taxonomy": {"shared": True}}, memory=150 * 32)
     rare = next(number for number, name in vocabulary(store, "domain").items() if name == "rare")
     assert sum(int((store.samples(split).column("domain") == rare).sum()) for split in store.splits) == 8
 
@@ -150,7 +208,7 @@ def test_the_same_seed_draws_the_same_negatives(tmp_path: Path) -> None:
     write(tmp_path, "events", log())
     stores = [
         build(tmp_path, from_events(seed=seed), out=f"s{n}", memory=m)
-        for n, (seed, m) in enumerate([(0, 1 << 30), (0, 1 << 10), (1, 1 << 30)])
+        for n, (seed, m) in enumerate([(0, 1 << 30), (0, 1 << 15), (1, 1 << 30)])
     ]
     first, again, other = (data_bytes(store) for store in stores)
     assert first == again and first != other

@@ -1,9 +1,9 @@
 """Samples made from events: every positive event is a request, its item the positive candidate.
 
-Candidates are items that somebody had met before the request, negatives in the positive's own domain: an item that did
-not exist yet would give itself away by its freshness, and so would one that nobody had met but the positive. What is
-said of candidates was known then, too. Requests from before there was a second item to choose from are left out. The
-event itself happens at the time of the request, so it is not part of the history it predicts from.
+Candidates are items that somebody had met before the request, in the positive's own domain: an item that did not exist
+yet would give itself away by its freshness, and so would one that nobody had met there but the positive. What is said
+of candidates was known then, too. Requests from before there was a second item to choose from are left out. The event
+itself happens at the time of the request, so it is not part of the history it predicts from.
 """
 
 from __future__ import annotations
@@ -12,7 +12,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from lsm_cli.data.building.encoding import Encoded, FirstSeen
+from lsm_cli.data.building.counting import Counted
+from lsm_cli.data.building.encoding import Encoded
+from lsm_cli.data.building.pools import FirstMet, Packing, Remembered, Urn, by_domain
 from lsm_cli.data.building.positives import Positives
 from lsm_cli.data.building.requests import Requests, check_splits
 from lsm_cli.data.building.samples import Sampled, SampleWriter, check_classes, tally_labels
@@ -20,154 +22,74 @@ from lsm_cli.data.building.vocabulary import Vocabulary
 from lsm_cli.data.building.workspace import Workspace
 from lsm_cli.data.description import SPLITS, FromEvents
 from lsm_cli.data.store import MISSING
-from lsm_cli.errors import InputError
 
-_REMEMBERED = 1 << 22  # events that popularity is drawn from; every n-th of more
+_EVENT = 4 * 8  # bytes of memory for each event remembered: packed into 8, and they may take a quarter
 _CHUNK = 1 << 17  # positives at a time; part of what a seed means
-_TRIES = 16
-
-
-@dataclass
-class Pool:
-    """What negatives of a domain are drawn from.
-
-    Attributes:
-        items, times: in the order of time.
-        distinct, met: each item once, at its first time.
-    """
-
-    items: np.ndarray
-    times: np.ndarray
-    distinct: np.ndarray
-    met: np.ndarray
-
-    @classmethod
-    def of(cls, items: np.ndarray, times: np.ndarray) -> Pool:
-        first = np.sort(np.unique(items, return_index=True)[1])
-        return cls(items, times, items[first], times[first])
-
-
-@dataclass
-class Urn:
-    """Items to draw from, per domain, ordered by when they could first be drawn.
-
-    With `draw = "popularity"` an item lies in it once per remembered event, with "uniform" once, at its first event.
-    """
-
-    items: dict[int, np.ndarray] = field(default_factory=dict)
-    times: dict[int, np.ndarray] = field(default_factory=dict)
-    chosen: dict[int, Pool] = field(default_factory=dict)
-
-    def fill(self, domain: np.ndarray, item: np.ndarray, time: np.ndarray, once: bool) -> None:
-        for code in np.unique(domain).tolist():
-            mine = np.flatnonzero(domain == code)
-            order = mine[np.argsort(time[mine], kind="stable")]
-            if once:
-                order = order[np.sort(np.unique(item[order], return_index=True)[1])]
-            self.items[code], self.times[code] = item[order], time[order]
-
-    def choice(self, domain: np.ndarray, time: np.ndarray) -> np.ndarray:
-        """How many items there were to choose from for requests of these domains and times, [n]."""
-        found = np.zeros(len(time), np.int64)
-        for code in np.unique(domain).tolist():
-            mine = np.flatnonzero(domain == code)
-            found[mine] = self._of(code).met.searchsorted(time[mine])
-        return found
-
-    def draw(
-        self, rng: np.random.Generator, domain: np.ndarray, item: np.ndarray, time: np.ndarray, each: int
-    ) -> np.ndarray:
-        """Negatives for each positive, [positives, each]: never its own item, and none met for the first time later.
-
-        Every positive needs a choice of two.
-        """
-        found = np.zeros((len(item), each), item.dtype)
-        for code in np.unique(domain).tolist():
-            mine = np.flatnonzero(domain == code)
-            pool, own = self._of(code), item[mine]
-            reach, choice = (times.searchsorted(time[mine]) for times in (pool.times, pool.met))
-            drawn = pool.items[(rng.random((len(mine), each)) * reach[:, None]).astype(np.int64)]
-            for _ in range(_TRIES):
-                row, column = np.nonzero(drawn == own[:, None])
-                if not len(row):
-                    break
-                drawn[row, column] = pool.items[(rng.random(len(row)) * reach[row]).astype(np.int64)]
-            row, column = np.nonzero(drawn == own[:, None])
-            if len(row):  # an item that is nearly all there is: any other
-                place = (rng.random(len(row)) * (choice[row] - 1)).astype(np.int64)
-                other = pool.distinct[place]
-                drawn[row, column] = np.where(other == own[row], pool.distinct[choice[row] - 1], other)
-            found[mine] = drawn
-        return found
-
-    def _of(self, domain: int) -> Pool:
-        """The items of a domain, or of all if it has only one."""
-        if domain not in self.chosen:
-            pool = Pool.of(self.items[domain], self.times[domain])
-            if len(pool.distinct) < 2:
-                items, times = (np.concatenate([*parts.values()]) for parts in (self.items, self.times))
-                order = np.argsort(times, kind="stable")
-                pool = Pool.of(items[order], times[order])
-            if len(pool.distinct) < 2:
-                raise InputError("samples.from_events: negatives need a second item, the events have only one")
-            self.chosen[domain] = pool
-        return self.chosen[domain]
 
 
 @dataclass
 class Collector:
-    """Positive events, and the events that negatives are drawn from, gathered while the events are encoded."""
+    """Positive events, and what negatives are drawn from, gathered while the events are encoded.
+
+    Attributes:
+        size: how many positives there are.
+        remembered: None where all items are drawn alike.
+        columns: all positives, in the order of the logs, of which the first `done` are there.
+    """
 
     options: FromEvents
     positives: Positives
-    every: int  # of how many events of a domain one is remembered
-    met: FirstSeen
-    parts: list[dict[str, np.ndarray]] = field(default_factory=list)
-    pool: list[dict[str, np.ndarray]] = field(default_factory=list)
-    seen: dict[int, int] = field(default_factory=dict)  # domain -> events
+    size: int
+    met: FirstMet
+    packing: Packing
+    remembered: Remembered | None
+    columns: dict[str, np.ndarray] = field(default_factory=dict)
+    done: int = 0
 
     @classmethod
-    def of(cls, options: FromEvents, positives: Positives, events: int, items: int) -> Collector:
-        every = -(-events // _REMEMBERED) if options.draw == "popularity" else 1
-        return cls(options, positives, every, FirstSeen(items))
+    def of(
+        cls, options: FromEvents, positives: Positives, encoded: Encoded, counted: Counted, requests: Requests
+    ) -> Collector:
+        items, remembered = encoded.vocabularies["item"].size, None
+        first, last = (time // encoded.divisor - encoded.base for time in (counted.first, counted.last))
+        packing = Packing.of(first, last, items)
+        if options.draw == "popularity":
+            domains, counts = encoded.vocabularies.get("domain"), {}
+            if domains is not None:
+                counts = dict(zip(range(domains.first, domains.size), domains.counts.tolist(), strict=True))
+            counts[MISSING] = counted.events - sum(counts.values())
+            remembered = Remembered(packing, counts, max(encoded.plan.memory // _EVENT, 1))
+        return cls(options, positives, len(requests.split), FirstMet(items), packing, remembered)
 
     def add(self, codes: np.ndarray, columns: dict[str, np.ndarray]) -> None:
         """Take in a batch of encoded events; `codes` as from `Positives.codes`."""
-        size, kept = (
-            len(codes),
-            {n: v for n, v in columns.items() if n in ("user", "time", "item", "scenario", "domain")},
-        )
-        self.met.add(columns["item"], columns["time"])
+        kept = {name: columns[name] for name in ("user", "time", "item", "scenario", "domain") if name in columns}
         mine = np.flatnonzero(codes >= 0)
-        self.parts.append({"code": codes[mine]} | {name: values[mine] for name, values in kept.items()})
-        domain = columns.get("domain", np.ones(size, np.int8))
-        if self.options.draw == "uniform":  # the first event of each item in the batch, then of all batches
-            order = np.argsort(columns["time"], kind="stable")
-            pair = domain[order].astype(np.int64) << 32 | columns["item"][order]
-            picked = order[np.unique(pair, return_index=True)[1]]
-        else:
-            picked = self._remembered(domain)
-        self.pool.append({"item": columns["item"][picked], "time": columns["time"][picked], "domain": domain[picked]})
+        here = slice(self.done, self.done + len(mine))
+        for name, values in ({"code": codes} | kept).items():
+            if name not in self.columns:
+                self.columns[name] = np.empty(self.size, values.dtype)
+            self.columns[name][here] = values[mine]
+        self.done += len(mine)
+        domain = self.domain(columns)
+        self.met.add(domain, columns["item"], columns["time"])
+        if self.remembered is not None:
+            self.remembered.add(domain, columns["item"], columns["time"])
 
-    def _remembered(self, domain: np.ndarray) -> np.ndarray:
-        """Every n-th event of each domain, from its first one."""
-        if self.every == 1:
-            return np.arange(len(domain))
-        picked = []
-        for code in np.unique(domain).tolist():
-            mine, before = np.flatnonzero(domain == code), self.seen.get(code, 0)
-            picked.append(mine[-before % self.every :: self.every])
-            self.seen[code] = before + len(mine)
-        return np.sort(np.concatenate(picked))
+    def domain(self, columns: dict[str, np.ndarray]) -> np.ndarray:
+        """The domain of each row."""
+        return columns.get("domain", np.full(len(columns["item"]), MISSING, np.int8))
 
-    def columns(self) -> dict[str, np.ndarray]:
-        """All positives, in the order of the logs."""
-        return {name: np.concatenate([part[name] for part in self.parts]) for name in self.parts[0]}
-
-    def urn(self) -> Urn:
-        urn, pool = Urn(), {name: np.concatenate([part[name] for part in self.pool]) for name in self.pool[0]}
-        urn.fill(pool["domain"], pool["item"], pool["time"], once=self.options.draw == "uniform")
-        return urn
+    def notes(self) -> list[str]:
+        """What the user should know of what negatives are drawn from."""
+        known = self.remembered
+        if known is None or known.kept == known.events:
+            return []
+        return [
+            f"negatives are drawn by popularity among {known.kept:,} of {known.events:,} events, as many as a quarter "
+            "of the memory holds: a rare item may never be a negative, which gives it away as a positive;"
+            f" --memory {-(-known.events * _EVENT >> 30)}GiB holds every event"
+        ]
 
 
 def draw_samples(encoded: Encoded, collector: Collector, requests: Requests, work: Workspace) -> Sampled:
@@ -176,33 +98,33 @@ def draw_samples(encoded: Encoded, collector: Collector, requests: Requests, wor
     Raises:
         InputError: there is nothing to draw from, or a target with one class in training.
     """
-    options, targets = collector.options, collector.positives.targets
-    found, urn, each = collector.columns(), collector.urn(), collector.options.negatives
-    domain = found.get("domain", np.ones(len(found["item"]), np.int8))
-    met = collector.met.time[found["item"]] < found["time"]
-    choice = urn.choice(domain, found["time"]) > 1
-    kept = met & choice
+    options, targets, found = collector.options, collector.positives.targets, collector.columns
+    urn, each = Urn(collector.met, collector.packing, collector.remembered), options.negatives
+    found["pool"] = urn.pools(collector.domain(found))
+    met, free = _weigh(urn, found)
+    kept = met & (free > 0)
     if not kept.all():
-        for rows, reason in (
-            (~met, "of an item that nobody had met"),
-            (met & ~choice, "from before there was a choice of items"),
+        where = " in its domain" if "domain" in found else ""
+        for lost, reason in (
+            (~met, f"of an item that nobody had met{where}"),
+            (met & ~kept, "from before there was a choice of items"),
         ):
-            if rows.any():
-                requests.drop(rows, reason)
+            if lost.any():
+                requests.drop(lost, reason)
         check_splits(encoded.plan.description, requests, encoded.plan.resolution)
-        found, domain = {name: values[kept] for name, values in found.items()}, domain[kept]
+    found["free"] = free
+    for name in found:
+        found[name] = found[name][kept]
     writer = SampleWriter(work, requests.counts())
     split = np.repeat(requests.split[kept], 1 + each)
-    user = np.repeat(found["user"], 1 + each).astype(np.int32)
-    time = np.repeat(found["time"], 1 + each).astype(np.int64)
-    sampled = Sampled(user, time, split, targets)
+    user = np.repeat(found["user"], 1 + each).astype(np.int32, copy=False)
+    time = np.repeat(found["time"], 1 + each).astype(np.int64, copy=False)
+    sampled = Sampled(user, time, split, targets, notes=collector.notes())
     attributes = _attributes(encoded)
     tally = np.zeros((len(targets), len(SPLITS), 2), np.int64)
     for number, start in enumerate(range(0, len(found["item"]), _CHUNK)):
         part = slice(start, start + _CHUNK)
-        rng = np.random.default_rng([options.seed, number])
-        item = found["item"][part]
-        negatives = urn.draw(rng, domain[part], item, found["time"][part], each)
+        item, negatives = found["item"][part], _draw(urn, found, part, options, number)
         rows = slice(start * (1 + each), (start + len(item)) * (1 + each))
         columns: dict[str, np.ndarray] = {
             "user": user[rows],
@@ -225,6 +147,24 @@ def draw_samples(encoded: Encoded, collector: Collector, requests: Requests, wor
     sampled.count(tally)
     check_classes(str(encoded.plan.description.file), sampled.positives)
     return sampled
+
+
+def _weigh(urn: Urn, found: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """For all positives, see `Pool.weigh`: bool and int32 [positives]."""
+    met, free = np.zeros(len(found["item"]), bool), np.zeros(len(found["item"]), np.int32)
+    for code, mine in by_domain(found["pool"]):
+        met[mine], free[mine] = urn.pool(code).weigh(found["item"][mine], found["time"][mine])
+    return met, free
+
+
+def _draw(urn: Urn, found: dict[str, np.ndarray], part: slice, options: FromEvents, number: int) -> np.ndarray:
+    """Negatives for a chunk of the positives, [chunk, negatives]."""
+    rng, here = np.random.default_rng([options.seed, number]), {name: values[part] for name, values in found.items()}
+    drawn = np.zeros((len(here["item"]), options.negatives), here["item"].dtype)
+    for code, mine in by_domain(here["pool"]):
+        item, time, free = (here[name][mine] for name in ("item", "time", "free"))
+        drawn[mine] = urn.pool(code).draw(rng, item, time, free, options.negatives)
+    return drawn
 
 
 def _attributes(encoded: Encoded) -> dict[str, np.ndarray]:

@@ -110,7 +110,7 @@ def _write_taxonomy(encoded: Encoded, work: Workspace) -> tuple[dict[str, Any], 
 
 def _notes(encoded: Encoded, sampled: Sampled) -> list[str]:
     """Things that are probably not what the user meant."""
-    found = []
+    found = list(sampled.notes)
     plan = encoded.plan
     for source in plan.sources:
         patterns = source.table.spec.path if len(source.table.spec.path) > 1 else []

@@ -2,7 +2,8 @@
 
 The logs are read twice. The first reading counts the values of every field and notes the category paths; ids, the tree
 and the size of every file follow from it. The second encodes, spills and sorts. Nothing is ever held that grows with
-the number of events, except one counter per distinct value.
+the number of events, except one counter per distinct value, and where samples are made from events what they are made
+of: the positives, and events to draw negatives from in a quarter of the memory.
 """
 
 from __future__ import annotations
@@ -97,12 +98,13 @@ def _build(plan: Plan, work: Workspace, index: bool) -> dict[str, Any]:
     work.array("events/offsets.npy", np.concatenate([[0], np.cumsum(encoded.users.counts)]).astype(np.int64))
     collector = None
     if options and positives:
-        collector = Collector.of(options, positives, counted.events, encoded.vocabularies["item"].size)
+        collector = Collector.of(options, positives, encoded, counted, requests)
     note("encoding events")
     spill = encode_events(encoded, requests, collector, work)
     note("writing samples")
     if collector is not None:
         sampled = draw_samples(encoded, collector, requests, work)
+        del collector  # its memory is for sorting
     else:
         sampled = encode_samples(encoded, requests, work)
     note("sorting")

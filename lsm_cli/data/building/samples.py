@@ -29,6 +29,7 @@ class Sampled:
         user: int32 [samples]. time: int64 [samples], ticks since base. split: int8 [samples].
         positives: target -> split -> {"observed", "positive"}.
         placeless: how many have no category, as no event before the request tells it.
+        notes: what the user should know of how they were made.
     """
 
     user: np.ndarray
@@ -39,6 +40,7 @@ class Sampled:
     value: bool = False
     positives: dict[str, dict[str, dict[str, int]]] = field(default_factory=dict)
     placeless: int = 0
+    notes: list[str] = field(default_factory=list)
 
     def count(self, tally: np.ndarray) -> None:
         """Note how often each target was observed and positive; int64 [targets, splits, 2]."""
