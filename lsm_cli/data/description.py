@@ -126,7 +126,7 @@ class Statistics(Part):
 
 class FromEvents(Part):
     """Samples made from events: each positive event is a request, with negatives drawn among items seen before it in
-    its domain."""
+    its domain, but for those that are positives of the same user at the same time."""
 
     positive: Names = Field(default_factory=list)  # actions; every event when empty
     negatives: int = Field(default=1, ge=1, le=1000)

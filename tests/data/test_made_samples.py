@@ -53,8 +53,10 @@ def met(rows: list[Row], row: Row) -> set[int]:
 
 
 def choice(rows: list[Row], row: Row) -> set[int]:
-    """Of those, what the user did not take."""
-    return met(rows, row) - {row["item"]}
+    """Of those, what the user did not take at the same moment."""
+    return met(rows, row) - {
+        e["item"] for e in rows if (e["user"], e["ts"]) == (row["user"], row["ts"]) and e["act"] != "view"
+    }
 
 
 def groups(store: Store) -> list[list[int]]:
@@ -99,6 +101,19 @@ def test_a_positive_event_becomes_a_request_with_negatives_seen_before(tmp_path:
             assert [part.column(f"label.{other}")[i] for i in group] == [-1] * 4
             seen = sum(e["user"] == row["user"] and e["ts"] < row["ts"] for e in rows)
             assert (part.column("end")[start] - store.offsets[part.column("user")[start]]) == seen
+
+
+@pytest.mark.parametrize("draw", ["popularity", "uniform"])
+def test_what_was_taken_at_the_same_moment_is_no_negative(tmp_path: Path, draw: str) -> None:
+    """A log that knows the day alone, and users who take much of what there is on one."""
+    rows = [row | {"ts": row["ts"] // 100 * 100} for row in log(items=8)]
+    write(tmp_path, "events", rows)
+    store = build(tmp_path, from_events(draw=draw))
+    wanted = [row for row in rows if row["act"] != "view" and row["item"] in met(rows, row) and choice(rows, row)]
+    found = groups(store)
+    assert [group[0] for group in found] == [row["item"] for row in wanted]
+    assert all(set(group[1:]) <= choice(rows, row) for group, row in zip(found, wanted, strict=True))
+    assert any(len(choice(rows, row)) == 1 for row in wanted)
 
 
 @pytest.mark.parametrize("draw", ["popularity", "uniform"])

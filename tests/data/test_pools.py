@@ -1,4 +1,4 @@
-"""Pools against a slow and literal reading of the events."""
+"""Pools and baskets against a slow and literal reading of the events."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import numpy as np
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
+from lsm_cli.data.building.baskets import Baskets
 from lsm_cli.data.building.pools import EVERYWHERE, FirstMet, Packing, Remembered, Urn, by_domain
 
 ITEMS = 9
@@ -25,7 +26,7 @@ def columns(rows: list[Event]) -> tuple[np.ndarray, ...]:
     return np.array(domain, np.int8), np.array(user, np.int32), np.array(item, np.int8), np.array(time, np.int64)
 
 
-def urn_of(rows: list[Event], most: int, batch: int, popularity: bool) -> Urn:
+def urn_of(rows: list[Event], baskets: Baskets, most: int, batch: int, popularity: bool) -> Urn:
     """Everything taken in, `batch` events at a time."""
     packing, met = Packing.of(-4, 4, ITEMS), FirstMet(ITEMS)
     remembered = Remembered(packing, Counter(row[0] for row in rows), most)
@@ -33,44 +34,49 @@ def urn_of(rows: list[Event], most: int, batch: int, popularity: bool) -> Urn:
         domain, _, item, time = columns(rows[start : start + batch])
         met.add(domain, item, time)
         remembered.add(domain, item, time)
-    return Urn(met, packing, remembered if popularity else None)
+    return Urn(met, packing, remembered if popularity else None, baskets)
 
 
 @given(events, st.integers(1, 40), st.integers(1, 40), st.booleans())
-def test_negatives_are_what_was_met(rows: list[Event], most: int, batch: int, popularity: bool) -> None:
+def test_negatives_are_what_was_met_and_not_taken(rows: list[Event], most: int, batch: int, popularity: bool) -> None:
     positive = [row for row in rows if row[4]]
     assume(positive and len({row[2] for row in rows}) > 1)
-    domain, _, item, time = columns(positive)
-    urn = urn_of(rows, most, batch, popularity)
+    domain, user, item, time = columns(positive)
+    baskets = Baskets.gather(user, time, item)
+    urn = urn_of(rows, baskets, most, batch, popularity)
     pools = urn.pools(domain)
     for code, mine in by_domain(pools):
-        known, free = urn.pool(code).weigh(item[mine], time[mine])
+        known, free = urn.pool(code).weigh(item[mine], time[mine], baskets.of[mine])
         kept = known & (free > 0)
-        drawn = urn.pool(code).draw(np.random.default_rng(0), item[mine[kept]], time[mine[kept]], free[kept], 200)
+        drawn = urn.pool(code).draw(
+            np.random.default_rng(0), item[mine[kept]], time[mine[kept]], baskets.of[mine[kept]], free[kept], 200
+        )
         found = iter(drawn.tolist())
         for row, met, choice in zip(mine, known, free, strict=True):
-            here, _, what, when, _ = positive[row]
+            here, who, what, when, _ = positive[row]
             alone = len({e[2] for e in rows if e[0] == here}) == 1
             assert (code == EVERYWHERE) == alone
             before = {e[2] for e in rows if e[3] < when and (alone or e[0] == here)}
-            assert met == (what in before) and choice == len(before - {what})
+            taken = {e[2] for e in positive if (e[1], e[3]) == (who, when)}
+            assert met == (what in before) and choice == len(before - taken)
             if met and choice:
                 negatives = set(next(found))
-                assert negatives <= before - {what}
-                assert popularity or negatives == before - {what}
+                assert negatives <= before - taken
+                assert popularity or negatives == before - taken
         assert next(found, None) is None
 
 
 def test_popularity_is_the_share_of_events_before() -> None:
     items = [2] * 10 + [3] * 20 + [4] * 30 + [5] * 40
     rows: list[Event] = [(1, 0, item, -1, False) for item in items]
-    rows += [(1, 0, 6, 3, False), (1, 1, 2, 2, True)]
-    _, _, item, time = columns(rows[-1:])
-    pool = urn_of(rows, len(rows), 7, True).pool(1)
-    _, free = pool.weigh(item, time)
-    drawn = pool.draw(np.random.default_rng(0), item, time, free, 20_000)
-    assert free.tolist() == [3] and set(drawn.ravel().tolist()) == {3, 4, 5}
-    assert abs((drawn == 5).mean() - 4 / 9) < 0.02
+    rows += [(1, 0, 6, 3, False), (1, 1, 2, 2, True), (1, 1, 4, 2, True)]
+    _, user, item, time = columns(rows[-2:])
+    baskets = Baskets.gather(user, time, item)
+    pool = urn_of(rows, baskets, len(rows), 7, True).pool(1)
+    _, free = pool.weigh(item, time, baskets.of)
+    drawn = pool.draw(np.random.default_rng(0), item, time, baskets.of, free, 20_000)
+    assert free.tolist() == [2, 2] and set(drawn.ravel().tolist()) == {3, 5}
+    assert abs((drawn == 5).mean() - 2 / 3) < 0.01
 
 
 @given(st.lists(st.integers(1, 3), min_size=1, max_size=60), st.integers(1, 60), st.integers(1, 60))

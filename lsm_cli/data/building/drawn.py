@@ -1,9 +1,10 @@
 """Samples made from events: every positive event is a request, its item the positive candidate.
 
 Candidates are items that somebody had met before the request, in the positive's own domain: an item that did not exist
-yet would give itself away by its freshness, and so would one that nobody had met there but the positive. What is said
-of candidates was known then, too. Requests from before there was a second item to choose from are left out. The event
-itself happens at the time of the request, so it is not part of the history it predicts from.
+yet would give itself away by its freshness, and so would one that nobody had met there but the positive. What the user
+took at the same moment is no negative. What is said of candidates was known then, too. Requests from before there was
+a second item to choose from are left out. The event itself happens at the time of the request, so it is not part of
+the history it predicts from.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from lsm_cli.data.building.baskets import Baskets
 from lsm_cli.data.building.counting import Counted
 from lsm_cli.data.building.encoding import Encoded
 from lsm_cli.data.building.pools import FirstMet, Packing, Remembered, Urn, by_domain
@@ -99,8 +101,9 @@ def draw_samples(encoded: Encoded, collector: Collector, requests: Requests, wor
         InputError: there is nothing to draw from, or a target with one class in training.
     """
     options, targets, found = collector.options, collector.positives.targets, collector.columns
-    urn, each = Urn(collector.met, collector.packing, collector.remembered), options.negatives
-    found["pool"] = urn.pools(collector.domain(found))
+    baskets, each = Baskets.gather(found["user"], found["time"], found["item"]), options.negatives
+    urn = Urn(collector.met, collector.packing, collector.remembered, baskets)
+    found |= {"pool": urn.pools(collector.domain(found)), "basket": baskets.of}
     met, free = _weigh(urn, found)
     kept = met & (free > 0)
     if not kept.all():
@@ -153,7 +156,8 @@ def _weigh(urn: Urn, found: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarr
     """For all positives, see `Pool.weigh`: bool and int32 [positives]."""
     met, free = np.zeros(len(found["item"]), bool), np.zeros(len(found["item"]), np.int32)
     for code, mine in by_domain(found["pool"]):
-        met[mine], free[mine] = urn.pool(code).weigh(found["item"][mine], found["time"][mine])
+        item, time, basket = (found[name][mine] for name in ("item", "time", "basket"))
+        met[mine], free[mine] = urn.pool(code).weigh(item, time, basket)
     return met, free
 
 
@@ -162,8 +166,8 @@ def _draw(urn: Urn, found: dict[str, np.ndarray], part: slice, options: FromEven
     rng, here = np.random.default_rng([options.seed, number]), {name: values[part] for name, values in found.items()}
     drawn = np.zeros((len(here["item"]), options.negatives), here["item"].dtype)
     for code, mine in by_domain(here["pool"]):
-        item, time, free = (here[name][mine] for name in ("item", "time", "free"))
-        drawn[mine] = urn.pool(code).draw(rng, item, time, free, options.negatives)
+        item, time, basket, free = (here[name][mine] for name in ("item", "time", "basket", "free"))
+        drawn[mine] = urn.pool(code).draw(rng, item, time, basket, free, options.negatives)
     return drawn
 
 

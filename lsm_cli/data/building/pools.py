@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from lsm_cli.data.building.baskets import SHIFT, Baskets
 from lsm_cli.data.building.radix import radix_order
 from lsm_cli.errors import InputError
 
@@ -143,37 +144,49 @@ class Pool:
         place: int32 [items], where each comes in the order in which they are first met.
         ordered: int32 [items], the items in that order. met: int64 [items], when that was; ticks.
         popular: the events that popularity is drawn from, packed by `packing`; None draws all items alike.
+        gaps: int64, ascending; of the items of a basket that come at the places p0 < p1 < …, basket << SHIFT | pk - k.
     """
 
-    def __init__(self, items: np.ndarray, met: np.ndarray, popular: np.ndarray | None, packing: Packing) -> None:
+    def __init__(
+        self, items: np.ndarray, met: np.ndarray, popular: np.ndarray | None, packing: Packing, baskets: Baskets
+    ) -> None:
         order = np.argsort(met, kind="stable")
         self.items, self.ordered, self.met = items, items[order], met[order]
         self.place = np.empty(len(items), np.int32)
         self.place[order] = np.arange(len(items))
-        self.popular, self.packing = popular, packing
+        self.popular, self.packing, self.baskets = popular, packing, baskets
+        self.gaps = np.zeros(0, np.int64)
 
     def places(self, item: np.ndarray) -> np.ndarray:
         """Where items come in the order in which they are first met, [n]; behind all where they never are."""
         at = self.items.searchsorted(item.astype(self.items.dtype, copy=False))
         return np.where(self.items.take(at, mode="clip") == item, self.place.take(at, mode="clip"), len(self.items))
 
-    def weigh(self, item: np.ndarray, time: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Look at positives whose negatives come from here, [n] each.
+    def weigh(self, item: np.ndarray, time: np.ndarray, basket: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Look at all positives whose negatives come from here, [n] each; `basket` as in `Baskets.of`.
 
         Returns:
             bool [n], whether the item had been met before; int64 [n], how many others there were to choose from.
         """
         choice = self.met.searchsorted(time)
         known = self.places(item) < choice
-        return known, choice - known
+        free = choice - known
+        many = np.flatnonzero(basket >= 0)
+        start, keys = basket[many].astype(np.int64) << SHIFT, self.baskets.only(basket[many])
+        place = self.places(keys & (1 << SHIFT) - 1)
+        spots = np.sort((keys >> SHIFT << SHIFT | place)[place < len(self.items)])
+        free[many] = choice[many] - (spots.searchsorted(start | choice[many]) - spots.searchsorted(start))
+        self.gaps = spots - (np.arange(len(spots)) - spots.searchsorted(spots >> SHIFT << SHIFT))
+        return known, free
 
     def draw(
-        self, rng: np.random.Generator, item: np.ndarray, time: np.ndarray, free: np.ndarray, each: int
-    ) -> np.ndarray:
-        """Negatives for each positive, [n, each]: met before it, and not its own item.
+        self, rng: np.random.Generator, item: np.ndarray, time: np.ndarray, basket: np.ndarray, free: np.ndarray,
+        each: int,
+    ) -> np.ndarray:  # fmt: skip
+        """Negatives for each positive, [n, each]: met before it, and not in its basket.
 
         Args:
-            free: as from `weigh`; 1 and more.
+            free: as from `weigh`, which has seen these positives; 1 and more.
         """
         drawn = np.zeros(len(item) * each, item.dtype)
         left = np.arange(len(drawn))
@@ -183,24 +196,31 @@ class Pool:
                 row = left // each
                 event = (rng.random(len(row)) * reach[row]).astype(np.int64)
                 drawn[left] = self.packing.item(self.popular[event])
-                left = left[(drawn[left] == item[row]) | (reach[row] == 0)]
+                taken = (drawn[left] == item[row]) | self.baskets.hold(basket[row], drawn[left])
+                left = left[taken | (reach[row] == 0)]
                 if not len(left):
                     break
-        row = left // each  # where the item is nearly all there is, or nothing else is popular yet: any other
-        drawn[left] = self._others(rng, item[row], free[row])
+        row = left // each  # where the basket is nearly all there is, or nothing else is popular yet: any other
+        drawn[left] = self._others(rng, item[row], basket[row], free[row])
         return drawn.reshape(-1, each)
 
-    def _others(self, rng: np.random.Generator, item: np.ndarray, free: np.ndarray) -> np.ndarray:
-        """One of the items met before, all alike, but for the positive's own: [n]."""
+    def _others(self, rng: np.random.Generator, item: np.ndarray, basket: np.ndarray, free: np.ndarray) -> np.ndarray:
+        """One of the items met before, all alike, but for those of the basket: [n].
+
+        A number below `free` becomes a place by stepping over the basket's: over pk if it is at least pk - k.
+        """
         number = (rng.random(len(free)) * free).astype(np.int64)
-        return self.ordered[number + (number >= self.places(item))]
+        start = basket.astype(np.int64) << SHIFT
+        over = self.gaps.searchsorted(start | number, side="right") - self.gaps.searchsorted(start)
+        over = np.where(basket < 0, number >= self.places(item), over)
+        return self.ordered[number + over]
 
 
 class Urn:
     """The pools of all domains. For a domain of one item it is that of all of them."""
 
-    def __init__(self, met: FirstMet, packing: Packing, remembered: Remembered | None) -> None:
-        self.met, self.packing, self.remembered = met, packing, remembered
+    def __init__(self, met: FirstMet, packing: Packing, remembered: Remembered | None, baskets: Baskets) -> None:
+        self.met, self.packing, self.remembered, self.baskets = met, packing, remembered, baskets
         self._pools: dict[int, Pool] = {}
 
     def pools(self, domain: np.ndarray) -> np.ndarray:
@@ -218,5 +238,5 @@ class Urn:
             if len(items) < 2:
                 raise InputError("samples.from_events: negatives need a second item, the events have only one")
             popular = None if self.remembered is None else self.remembered.events_of(number)
-            self._pools[number] = Pool(items, met, popular, self.packing)
+            self._pools[number] = Pool(items, met, popular, self.packing, self.baskets)
         return self._pools[number]
