@@ -23,15 +23,15 @@ from accuracy import opened, run, spread
 
 SEARCHERS = {
     "recent": "tin",
-    "sim_hard": "sim_hard",
+    "sim_hard": 'tin search.method=hard search.levels=["leaf"]',
     "hier_hard, categories only": 'hier_hard model.evidence_from=read search.levels=["leaf","category1","any"]',
     "hier_hard": "hier_hard model.evidence_from=read",
     "hier_hard + index": "hier_hard",
-    "sim_soft": "sim_soft",
-    "eta": "eta",
-    "sdim": "sdim",
-    "twin": "twin",
-    "dare": "dare",
+    "sim_soft": "tin search.method=soft search.score=product",
+    "eta": "tin search.method=eta",
+    "sdim": "tin search.method=sdim search.hashes=12 search.hash_bits=3",
+    "twin": "tin search.method=soft",
+    "dare": "tin search.method=soft model.attention_dim=4 model.attention_std=0.8 model.temporal_start=zero",
     "hybrid": "hybrid search.recent=0",
 }
 PROBE = 20  # batches timed for the share of the step that goes into making them

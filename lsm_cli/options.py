@@ -7,7 +7,8 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 BY_ATTENTION = ("soft", "eta", "sdim", "hybrid")  # searches that go by a model's attention
-ATTENTIVE = ("tin", "stacked_tin")  # readers that have one
+ATTENTIVE = ("tin", "stacked_tin")  # readers whose attention may see some fields, or embeddings of its own
+SEARCHING = (*ATTENTIVE, "mhta")  # readers that have one
 ENCODED = ("sasrec", "stca", "hstu")  # readers that transform a history before the candidate comes in
 
 Width = Annotated[int, Field(ge=1, le=1 << 16)]
@@ -29,8 +30,8 @@ class DataOptions(Options):
 class ModelOptions(Options):
     """The ranking model."""
 
-    sequence: Literal["none", "mean", "din", "tin", "stacked_tin", "bst", "hstu", "stca", "sasrec"] = Field(
-        "stacked_tin", description="how the history is read"
+    sequence: Literal["none", "mean", "din", "tin", "stacked_tin", "mhta", "sdim", "bst", "hstu", "stca", "sasrec"] = (
+        Field("stacked_tin", description="how the history is read")
     )
     max_len: int = Field(200, ge=0, le=1_000_000, description="behaviours per sample; the most recent are kept")
     dim: int = Field(16, ge=1, le=1024, description="embedding width per field")
@@ -47,7 +48,7 @@ class ModelOptions(Options):
     )
     layers: int = Field(2, ge=1, le=8, description="layers of a reader that has them (stacked_tin, transformers)")
     block_heads: int = Field(
-        2, ge=1, le=64, description="heads of the transformers (bst, hstu, stca, sasrec), which see all fields"
+        2, ge=1, le=64, description="heads of mhta and the transformers (bst, hstu, stca, sasrec), which see all fields"
     )
     stack_output: Literal["found", "states", "last"] = Field(
         "found",
@@ -141,7 +142,9 @@ class SearchOptions(Options):
     score: Literal["attention", "product"] = Field(
         "attention", description="soft: the attention's own logits, or the bare product of side information (SIM)"
     )
-    hashes: int = Field(4, ge=1, le=64, description="sdim: groups of hash bits; eta: times hash_bits in all")
+    hashes: int = Field(
+        4, ge=1, le=64, description="sdim, as search or reader: groups of hash bits; eta: times hash_bits in all"
+    )
     hash_bits: int = Field(8, ge=1, le=16, description="bits of a hash group")
     source: str = Field("", alias="from", description="pointers written by `lsm search`, instead of searching")
 
@@ -298,9 +301,10 @@ class Recipe(Options):
         for name in ("softmax", "next_item"):
             if self.model.sequence != "sasrec" and getattr(self.train, name):
                 raise ValueError(f"train.{name}: only sasrec has a user's tower to teach; set it to 0")
-        if self.search.method in BY_ATTENTION and self.model.sequence not in ATTENTIVE:
+        if self.search.method in BY_ATTENTION and self.model.sequence not in SEARCHING:
             raise ValueError(
-                f"search.method: {self.search.method} goes by the attention of tin or stacked_tin; set model.sequence"
+                f"search.method: {self.search.method} goes by the attention of tin, stacked_tin or mhta; set "
+                "model.sequence"
             )
         return self
 

@@ -69,6 +69,7 @@ class Feed:
             self.hard = HardSearch(setup.store, setup.hard_options(), setup.recipe.engine.search_index, self.histories)
         self.soft = self.file is None and self.options.method in BY_ATTENTION
         self.hashes = self.options.method in ("eta", "sdim")
+        self.plain = self.hashes or self.options.score == "product"  # candidates as they are
         self.shares = setup.recipe.engine.share_histories
         self.ring, self.resident = None, None
         if self.device.type == "cuda" and setup.recipe.engine.pinned:
@@ -187,7 +188,7 @@ class Feed:
     @torch.no_grad()
     def scores(self, everything: Batch, model: RankingModel) -> Tensor:
         """What a soft search goes by, for every behaviour of a batch: [N], -inf = never found."""
-        return self._scores(*model.keys(everything, self.hashes))
+        return self._scores(*model.keys(everything, self.hashes, self.plain))
 
     def _whole(self, queries: Queries) -> Queries:
         """The same with all behaviours within reach; the very same where they are, so that what was seen is seen."""
@@ -210,7 +211,7 @@ class Feed:
         shared = share(queries)
         if not (self.shares and shared.pays(model.spaces[-1].dim < NARROW)):
             everything = self._assembled(index)
-            keys, query = model.keys(everything, self.hashes)
+            keys, query = model.keys(everything, self.hashes, self.plain)
             return everything.select(*self._choose(self._scores(keys, query), keys.segments, queries))
         history, query = self._jointly(index, shared, queries, model)
         segments = Segments(torch.from_numpy(shared.offsets).to(self.device), shared.scores)
@@ -233,7 +234,7 @@ class Feed:
             seen = replace(histories, offsets=moments[0], age=moments[1], rank=moments[2]).to(device)
         nothing = Pointers(np.zeros(len(index) + 1, np.int64), np.empty(0, np.int64))
         candidates = self._assembled(index[shared.order], nothing)
-        return model.shared_keys(histories, seen, candidates, shared.requests(), self.hashes)
+        return model.shared_keys(histories, seen, candidates, shared.requests(), self.hashes, self.plain)
 
     def _choose(self, scores: Tensor, segments: Segments, queries: Queries) -> tuple[Tensor, Tensor]:
         """The behaviours to read: those that score highest, the most recent, and what a hard search finds."""

@@ -34,6 +34,8 @@ def obstacle(recipe: Recipe) -> str | None:
     """Why a recipe's scoring cannot be of fixed shape, in words; None = it can."""
     if recipe.model.sequence in ("bst", "hstu", "sasrec"):
         return f"{recipe.model.sequence} sorts histories by their lengths, which takes the host"
+    if recipe.model.sequence == "sdim":
+        return "the buckets that sdim reads are of any size"
     if recipe.engine.table_tier != "device":
         return "rows of tables that the device holds in part are fetched by the host"
     return None

@@ -21,7 +21,7 @@ from lsm_cli.engine.slices import LENGTH_EDGES, length_names
 from lsm_cli.errors import InputError
 from lsm_cli.kernels.ragged import Segments
 from lsm_cli.models.ranking import RankingModel
-from lsm_cli.options import ATTENTIVE, BY_ATTENTION, Recipe, SearchOptions
+from lsm_cli.options import BY_ATTENTION, SEARCHING, Recipe, SearchOptions
 from lsm_cli.report.console import Progress, Silent
 from lsm_cli.search import soft
 from lsm_cli.search.figures import Figures, Levels, agreement
@@ -51,10 +51,10 @@ class Judge:
         """
         run.check_store(store)
         own = run.recipe()
-        if own.model.sequence not in ATTENTIVE:
+        if own.model.sequence not in SEARCHING:
             raise InputError(
                 f"{run.path}: a model with model.sequence = {own.model.sequence!r} has no attention to search or judge "
-                "by; give --run a run of tin or stacked_tin"
+                "by; give --run a run of tin, stacked_tin or mhta"
             )
         where = {name: getattr(recipe.train, name) for name in ("device", "precision", "threads")}
         own = own.model_copy(update={"train": own.train.model_copy(update=where)})

@@ -24,7 +24,7 @@ from lsm_cli.models.heads import groups
 from lsm_cli.models.ranking import RankingModel
 from lsm_cli.models.scorer import Scorer
 from lsm_cli.models.two_tower import TwoTower, sides
-from lsm_cli.options import ATTENTIVE, ENCODED, Recipe
+from lsm_cli.options import ENCODED, SEARCHING, Recipe
 from lsm_cli.search.hard import ANY, HardOptions
 from lsm_cli.search.matches import MatchStatistics
 from lsm_cli.search.plan import hard_options
@@ -223,7 +223,7 @@ class Setup:
         lines = [f"device     {self.compute.describe()}"]
         if model.sequence != "none":
             plain = "plain gathers" if self.recipe.engine.kernels == "eager" else "fused gathers and sums"
-            one_pass = fused.chosen(self.compute.device.type) and model.sequence in ATTENTIVE
+            one_pass = fused.chosen(self.compute.device.type) and model.sequence in SEARCHING
             lines.append(f"kernels    {'Triton, in one pass over each history' if one_pass else plain}")
         standard = type(self.recipe.engine)()
         changed = [f"{key} = {value}" for key, value in self.recipe.engine if value != getattr(standard, key)]

@@ -21,7 +21,7 @@ from lsm_cli.engine.setup import Setup
 from lsm_cli.errors import InputError
 from lsm_cli.models.ranking import RankingModel
 from lsm_cli.models.scorer import Scorer
-from lsm_cli.options import ATTENTIVE, Recipe
+from lsm_cli.options import SEARCHING, Recipe
 from lsm_cli.report.console import Progress, Silent
 
 MINUTE, HOUR, DAY = 60, 3600, 86_400
@@ -111,11 +111,11 @@ def effective(weight: np.ndarray, lengths: np.ndarray) -> float:
 def check(recipe: Recipe) -> None:
     """Raise InputError where a recipe has no attention to look at."""
     options = recipe.model
-    if options.sequence not in ATTENTIVE or not options.max_len:
+    if options.sequence not in SEARCHING or not options.max_len:
         why = "reads no behaviours" if not options.max_len else f"reads its histories by {options.sequence!r}"
         raise InputError(
             f"--attention: {recipe.name} {why}, which has no attention that sums to one; give it a run of "
-            f"{' or '.join(ATTENTIVE)}"
+            f"{' or '.join(SEARCHING)}"
         )
 
 
@@ -128,6 +128,8 @@ class Attention:
         heads, names = model.spaces[-1].heads, model.spaces[-1].behaviour
         assert heads is not None
         labels = [_label([names[place] for place in fields], names) for fields in heads.fields]
+        if len(set(labels)) < len(labels):  # heads that see the same are told apart by their number
+            labels = [f"{number}: {label}" for number, label in enumerate(labels, start=1)]
         targets = [ALL if target is None else setup.targets[target] for target in model.readings]
         layers = options.layers if options.sequence == "stacked_tin" else 1
         self.series = [

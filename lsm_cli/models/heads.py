@@ -29,6 +29,7 @@ class Head:
     """What one head sees.
 
     Attributes:
+        number: among the heads.
         fields: positions of its fields among those of the history; empty = only where in time behaviours lie.
         columns: float [width], 1 where its fields lie; None = everywhere.
         width: of its fields together.
@@ -36,6 +37,7 @@ class Head:
         bias: [N], added to its logits; None = 0.
     """
 
+    number: int
     fields: list[int]
     columns: Tensor | None
     width: int
@@ -43,7 +45,9 @@ class Head:
     bias: Tensor | None
 
     def asks(self, query: Tensor) -> Tensor:
-        """What the head compares behaviours with: query [B, width] -> [B, width], zero beside its fields."""
+        """What the head compares behaviours with, zero beside its fields: a query for all heads [B, width], or one for
+        each [B, heads, width] -> [B, width]."""
+        query = query if query.dim() == 2 else query[:, self.number]
         if self.origin is not None:
             return self.origin.expand(query.shape[0], -1)
         return query if self.columns is None else query * self.columns
@@ -135,7 +139,7 @@ class Heads(nn.Module):
                 bias = extra if bias is None else bias + extra
             columns = None if self.whole[number] or not fields else self.columns[number]
             asks = None if fields else origin
-            found.append(Head(fields, columns, self.widths[number], asks, bias))
+            found.append(Head(number, fields, columns, self.widths[number], asks, bias))
         return found
 
     def match_weights(self) -> dict[str, Tensor]:

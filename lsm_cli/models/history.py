@@ -51,18 +51,21 @@ class History:
         return _total(self._by_field(query, range(len(self.fields))) + (self._by_time(query) if added else []))
 
     def logits(self, query: Tensor) -> list[Tensor]:
-        """Head by head ⟨ẽ_i, query⟩ / √width + bias_i, over its fields: query [B, width] -> [N] each."""
+        """Head by head ⟨ẽ_i, query⟩ / √width + bias_i, over its fields: query [B, width] or [B, heads, width] -> [N]
+        each."""
         seen = sorted({place for head in self.heads for place in head.fields})
-        terms = dict(zip(seen, self._by_field(query, seen), strict=True))
+        terms = dict(zip(seen, self._by_field(query, seen), strict=True)) if query.dim() == 2 else None
         found = []
         for head in self.heads:
-            logits = _total([terms[place] for place in head.fields] + self._by_time(head.asks(query)))
+            asked = head.asks(query)
+            side = self._by_field(asked, head.fields) if terms is None else [terms[place] for place in head.fields]
+            logits = _total(side + self._by_time(asked))
             logits = logits / head.width**0.5
             found.append(logits if head.bias is None else logits + head.bias)
         return found
 
     def combined(self, query: Tensor) -> Tensor:
-        """The mean of all heads' logits, by which to search: query [B, width] -> [N]."""
+        """The mean of all heads' logits, by which to search: query [B, width] or [B, heads, width] -> [N]."""
         one_pass = fused.chosen(query.device.type)
         if len(self.heads) == 1 and not one_pass:
             return self.logits(query)[0]
@@ -80,14 +83,14 @@ class History:
         return near(ours, wanted.index_select(0, self.segments.row))
 
     def attend(self, query: Tensor) -> list[Tensor]:
-        """Softmax of every head's logits within each sample: query [B, width of the attention] -> [N] each."""
+        """Softmax of every head's logits within each sample: query as for `logits`, of the attention -> [N] each."""
         weights = [ragged.softmax(logits, self.segments) for logits in (self.keys or self).logits(query)]
         if self.watched is not None:
             self.watched.append(weights)
         return weights
 
     def read(self, query: Tensor) -> Tensor:
-        """What the heads find, side by side: query [B, width of the attention] -> [B, heads * width]."""
+        """What the heads find, side by side: query as for `logits`, of the attention -> [B, heads * width]."""
         if self.watched is None and fused.chosen(query.device.type):
             return self._read_in_one_pass(query)
         return torch.cat([self.pool(weight) for weight in self.attend(query)], 1)
@@ -151,10 +154,10 @@ def segments_of(batch: Batch) -> Segments:
 
 def combined_queries(heads: list[Head], query: Tensor) -> tuple[Tensor, Tensor]:
     """What side information and time are to be compared with, so that their scores are the mean of all heads' logits
-    without the biases: query [B, width] -> [B, width] both."""
+    without the biases: query [B, width] or [B, heads, width] -> [B, width] both."""
     asked = [head.asks(query) / (head.width**0.5 * len(heads)) for head in heads]
     with_fields = [part for part, head in zip(asked, heads, strict=True) if head.fields]
-    return _total(with_fields) if with_fields else torch.zeros_like(query), _total(asked)
+    return _total(with_fields) if with_fields else torch.zeros_like(asked[0]), _total(asked)
 
 
 def _total(terms: list[Tensor]) -> Tensor:
@@ -212,7 +215,7 @@ class SharedHistory:
 
     @torch.no_grad()
     def combined(self, query: Tensor) -> Tensor:
-        """The mean of all heads' logits, see `History.combined`: query [B, width] -> [N], candidate by candidate."""
+        """The mean of all heads' logits, see `History.combined`: [N], candidate by candidate."""
         return self._score(*combined_queries(self.keys.heads, query), self.matches, self.extra)
 
     def _score(self, query: Tensor, for_time: Tensor | None, matches: list[Match], extra: Tensor | None) -> Tensor:

@@ -20,8 +20,10 @@ from lsm_cli.models.heads import Heads
 from lsm_cli.models.history import NARROW, History, Match, SharedHistory, segments_of
 from lsm_cli.models.hstu import HSTU
 from lsm_cli.models.interest import DIN, TIN, MeanPool, StackedTIN
+from lsm_cli.models.mhta import MHTA
 from lsm_cli.models.numeric import Numeric
 from lsm_cli.models.scorer import Scorer
+from lsm_cli.models.sdim import SDIM
 from lsm_cli.models.space import Rows, Space
 from lsm_cli.models.stca import STCA
 from lsm_cli.models.tower import Tower
@@ -56,11 +58,13 @@ class RankingModel(Scorer):
         options, train = recipe.model, recipe.train
         torch.manual_seed(train.seed)
         reads = options.sequence != "none" and options.max_len > 0
-        attentive = reads and options.sequence != "mean"
+        attentive = reads and options.sequence not in ("mean", "sdim")
         seen = [field for field in fields if field.in_history]
         visible = with_graph(seen, options.graph_dim)
         self.items = ItemVectors(visible[-1].rows, options.graph_dim) if options.graph_dim else None
         groups = heads.groups(options.heads, visible, bool(options.temporal)) if attentive else None
+        if groups and options.sequence == "mhta":
+            groups *= options.block_heads
         decoupled = attentive and options.attention_dim > 0
         timeless = options.temporal_start == "zero"
         self.space = Space(
@@ -141,11 +145,13 @@ class RankingModel(Scorer):
         return self._numbers(batch, segments, self._masks(batch, segments))
 
     @torch.no_grad()
-    def keys(self, batch: Batch, distinct: bool = False) -> tuple[History, Tensor]:
-        """What attention goes by, to search with: the behaviours' keys and the candidates' queries [B, width].
+    def keys(self, batch: Batch, distinct: bool = False, plain: bool = False) -> tuple[History, Tensor]:
+        """What attention goes by, to search with: the behaviours' keys and the candidates' queries, [B, width] or,
+        where heads ask for different things, [B, heads, width].
 
         Args:
             distinct: see `Space.looked_up`.
+            plain: candidates as they are, not as attention asks with them.
         """
         segments = Segments(batch.offsets, batch.behaviours)
         space = self.spaces[-1]
@@ -153,11 +159,17 @@ class RankingModel(Scorer):
         distinct = distinct or space.dim < NARROW  # whole tables are not to be widened
         parts, extra = space.looked_up(batch, segments, distinct), self._by_action(batch)
         keys = space.history(segments, parts, places, masks, None, extra)
-        return keys, self._queries(batch)
+        return keys, self._queries(batch, plain)
 
     @torch.no_grad()
     def shared_keys(
-        self, histories: Batch, seen: Batch, candidates: Batch, requests: list[Request], distinct: bool = False
+        self,
+        histories: Batch,
+        seen: Batch,
+        candidates: Batch,
+        requests: list[Request],
+        distinct: bool = False,
+        plain: bool = False,
     ) -> tuple[SharedHistory, Tensor]:
         """The same, each history embedded once for all its candidates.
 
@@ -165,7 +177,7 @@ class RankingModel(Scorer):
             histories: a history for every user, whatever its candidate.
             seen: the same at the time of every request: offsets, age and rank.
             candidates: all candidates, in the order of the requests, without behaviours.
-            distinct: see `Space.looked_up`.
+            distinct, plain: see `keys`.
         """
         space = self.spaces[-1]
         segments, moments = (Segments(part.offsets, part.behaviours) for part in (histories, seen))
@@ -175,13 +187,14 @@ class RankingModel(Scorer):
             Match(histories.history[name], wanted(candidates.target[name]), weight)
             for name, weight in cast(Heads, space.heads).match_weights().items()
         ]
-        return SharedHistory(keys, matches, requests, self._by_action(histories)), self._queries(candidates)
+        return SharedHistory(keys, matches, requests, self._by_action(histories)), self._queries(candidates, plain)
 
-    def _queries(self, candidates: Batch) -> Tensor:
-        """What attention asks with, to search: [B, width]."""
+    def _queries(self, candidates: Batch, plain: bool) -> Tensor:
+        """What attention asks with, to search, see `keys`."""
         space = self.spaces[-1]
         rows = space.bank.fetch(candidates, history=False, frozen=True)
-        return space.placed(space.target(rows, candidates.size), None)
+        query = space.placed(space.target(rows, candidates.size), None)
+        return self.reader.asks(query) if isinstance(self.reader, MHTA) and not plain else query
 
     def _masks(self, batch: Batch, segments: Segments) -> dict[str, Tensor]:
         wanted = self.shared if self.matching or self.evidence is not None else []
@@ -237,6 +250,10 @@ def _reader(recipe: Recipe, width: int, attention: int, heads: int) -> nn.Module
             return DIN(width, options.attention_hidden)
         case "tin":
             return TIN(width, heads)
+        case "mhta":
+            return MHTA(width, options.block_heads)
+        case "sdim":
+            return SDIM(width, recipe.search.hashes, recipe.search.hash_bits)
         case "bst":
             return BST(width, options.layers, options.block_heads, options.dropout)
         case "stca":

@@ -33,7 +33,7 @@ from lsm_cli.serving.scorer import padded
 
 Inputs = dict[str, Any]
 DTYPES = ("fp32", "bf16", "int8")
-RECTANGULAR = ("bst", "hstu")  # readers that lay histories out in rectangles, by their lengths
+SORTING = ("bst", "hstu", "sdim")  # readers that lay histories out by their lengths, or behaviours by their buckets
 
 
 def check(recipe: Recipe) -> None:
@@ -41,10 +41,10 @@ def check(recipe: Recipe) -> None:
     sequence, method = recipe.model.sequence, recipe.search.method
     if sequence == "sasrec":
         raise InputError("two towers are served by their vectors: `lsm eval RUN --user-vectors DIR` writes them")
-    if sequence in RECTANGULAR:
+    if sequence in SORTING:
         raise InputError(
-            f"model.sequence = {sequence!r} sorts histories by their lengths, which a program of fixed steps cannot; "
-            "export a run of tin, stacked_tin, din, stca, mean or none"
+            f"model.sequence = {sequence!r} sorts what it reads, which a program of fixed steps cannot; export a run "
+            "of tin, stacked_tin, mhta, din, stca, mean or none"
         )
     if method in BY_ATTENTION and not recipe.search.source:
         raise InputError(

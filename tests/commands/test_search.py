@@ -68,8 +68,14 @@ def test_json_has_every_figure_whatever_is_searched(small_store: Path, runs: dic
 
 def test_hashed_and_hybrid_searches_go_by_the_run(small_store: Path, runs: dict[str, Path]) -> None:
     recall = {
-        name: _json("-r", name, "--data", small_store, "--run", runs["tin"], *SMALL)["recall_at_k"]
-        for name in ("twin", "sim_soft", "eta", "sdim", "hybrid")
+        name: _json("-r", recipe, "--data", small_store, "--run", runs["tin"], *SMALL, *own)["recall_at_k"]
+        for name, recipe, *own in (
+            ("twin", "twin"),
+            ("sim_soft", "sim_soft"),
+            ("eta", "eta"),
+            ("sdim", "tin", "search.method=sdim"),
+            ("hybrid", "hybrid"),
+        )
     }
     assert recall["twin"] == pytest.approx(1) and all(0 < value <= 1 for value in recall.values())
     assert min(recall["sim_soft"], recall["eta"], recall["sdim"]) < 1

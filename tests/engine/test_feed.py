@@ -16,11 +16,14 @@ from lsm_cli.engine.setup import Setup
 from lsm_cli.engine.train import Trainer
 from lsm_cli.errors import InputError
 
-SEARCHES = ["sim_hard", "hier_hard", "sim_soft", "twin", "eta", "sdim", "dare", "hybrid"]
+SDIM = "tin search.method=sdim search.hashes=12 search.hash_bits=3"
+SEARCHES = ["sim_hard", "hier_hard", "sim_soft", "twin", "eta", SDIM, "dare", "hybrid"]
 
 
 def _setup(path: Path, name: str, *overrides: str) -> Setup:
-    return Setup.of(recipes.load(name, ["search.top_k=6", "train.batch_size=64", *overrides]), Store.open(path))
+    recipe, *own = name.split()
+    options = recipes.load(recipe, ["search.top_k=6", "train.batch_size=64", *own, *overrides])
+    return Setup.of(options, Store.open(path))
 
 
 def _pointers(feed: Feed, setup: Setup, index: np.ndarray) -> list[set[int]]:
@@ -54,8 +57,7 @@ def test_soft_search_takes_the_highest_scores(small_store: Path, name: str) -> N
     feed, model = Feed(setup, "train"), setup.model()
     index = np.arange(150)
     everything = feed.assembler.batch(index)
-    keys, query = model.keys(everything)
-    scores = keys.scores(query, added=False) if name == "sim_soft" else keys.combined(query)
+    scores = feed.scores(everything, model)
     batch = feed.batch(index, model)
     for b in range(len(index)):
         start, stop = int(everything.offsets[b]), int(everything.offsets[b + 1])
@@ -71,7 +73,7 @@ def test_a_large_budget_finds_everything(small_store: Path, name: str) -> None:
     setup = _setup(small_store, name, "search.top_k=1000", "search.hashes=64", "search.hash_bits=1")
     whole = Feed(setup, "valid").assembler.lengths(np.arange(100))
     found = _pointers(Feed(setup, "valid"), setup, np.arange(100))
-    if name not in ("sim_hard", "sdim"):  # these leave out what does not match at all
+    if name not in ("sim_hard", SDIM):  # these leave out what does not match at all
         assert [len(ranks) for ranks in found] == whole.tolist()
     else:
         assert all(len(ranks) <= length for ranks, length in zip(found, whole, strict=True))
@@ -87,7 +89,7 @@ def test_another_history_is_searched_in_the_shuffled_control(small_store: Path) 
 
 @pytest.mark.parametrize("name", ["hier_hard", "dare", "hybrid"])
 def test_trains_and_learns_from_what_was_found(small_store: Path, name: str, tmp_path: Path) -> None:
-    setup = _setup(small_store, name, "search.top_k=10", "train.epochs=3", "train.lr=5e-3")
+    setup = _setup(small_store, name, "search.top_k=10", "train.epochs=3", "train.lr=5e-3", "model.evidence=true")
     run = RunFolder.start(tmp_path / "run", setup.recipe, setup.store, resume=False)
     trainer = Trainer(setup, run)
     before = [space.bank.tables[0].weight.clone() for space in trainer.model.spaces]

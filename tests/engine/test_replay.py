@@ -31,6 +31,7 @@ RECIPES = {
     "stca": [],
     "graph": ["model.graph_dim=4"],
     "hier_hard": [],
+    "sim_hard": [],
 }
 
 

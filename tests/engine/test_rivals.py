@@ -39,7 +39,10 @@ def planted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_store(tmp_path_factory.mktemp("stores") / "planted", users=300, samples=3000, items=20)
 
 
-@pytest.mark.parametrize(("recipe", "least"), [("bst", 0.57), ("hstu", 0.57), ("stca", 0.57), ("sasrec", 0.6)])
+@pytest.mark.parametrize(
+    ("recipe", "least"),
+    [("bst", 0.57), ("hstu", 0.57), ("stca", 0.57), ("twin", 0.57), ("sdim", 0.57), ("sasrec", 0.6)],
+)
 def test_rivals_learn_from_the_history(planted: Path, tmp_path: Path, recipe: str, least: float) -> None:
     """The label is whether the candidate occurs in the last ten behaviours, so that chance is one half without them."""
     trainer = trained(planted, tmp_path, recipe, "train.epochs=4", "train.batch_size=128")

@@ -88,6 +88,7 @@ def test_the_finest_match_counts_and_missing_matches_nothing() -> None:
         ("dsi_tin", [], ["all"], [1], ["item", "category", "scenario", "action", "time"]),
         ("tin", ["model.heads=[['item','category'],['category1']]"], ["all"], [1], ["item + category", "category1"]),
         ("tin", ["search.method=soft", "search.top_k=5", "model.attention_dim=4"], ["all"], [1], ["all fields"]),
+        ("twin", ["model.block_heads=2"], ["all"], [1], ["1: all fields", "2: all fields"]),
     ],
 )
 def test_every_view_shares_out_the_whole_attention(

@@ -27,6 +27,7 @@ VARIANTS = {
     "stacked_tin": ["model.temporal=['rank']"],
     "dare": ["search.method=none", "model.match_bias=false"],
     "td_tin": ["model.attention_dim=3", HEADS],
+    "twin": ["search.method=none", "model.match_bias=true"],
 }
 
 

@@ -16,7 +16,8 @@ from lsm_cli.engine.setup import Setup
 from lsm_cli.errors import InputError
 from lsm_cli.models.ranking import RankingModel
 
-RECIPES = ["dnn", "dcnv2", "mean_pool", "din", "tin", "stacked_tin", "dsi_tin", "td_tin", "bst", "hstu", "stca"]
+ATTENTION = ["din", "tin", "stacked_tin", "dsi_tin", "td_tin", "twin", "sdim"]
+RECIPES = ["dnn", "dcnv2", "mean_pool", *ATTENTION, "bst", "hstu", "stca"]
 
 
 def _model(path: Path, name: str, *overrides: str) -> tuple[Setup, RankingModel]:
@@ -45,7 +46,7 @@ def test_other_rows_of_the_batch_never_change_a_score(small_store: Path, name: s
     torch.testing.assert_close(backwards.flip(0), together, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["mean_pool", "din", "tin", "stacked_tin", "bst"])
+@pytest.mark.parametrize("name", ["mean_pool", "din", "tin", "stacked_tin", "bst", "twin", "sdim"])
 def test_order_of_behaviours_is_nothing_without_temporal_encoding(small_store: Path, name: str) -> None:
     setup, model = _model(small_store, name, "model.temporal=[]", "model.evidence=false")
     batch = setup.assembler("valid").batch(np.arange(40))

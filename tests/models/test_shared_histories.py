@@ -42,6 +42,8 @@ VARIANTS = {
     "hstu": ["model.layers=1"],
     "bst": ["model.block_heads=2"],
     "stca": ["model.block_heads=2"],
+    "sim_hard": ["search.method=none"],
+    "sdim": ["model.temporal=['rank']"],
     "sasrec": ["train.softmax=1", "train.next_item=0"],
     "graph": ["model.graph_dim=4"],
 }

@@ -97,6 +97,7 @@ RECIPES = {
     "stca": [],
     "mean_pool": [],
     "graph": ["model.graph_dim=4"],
+    "sim_hard": [],
     "hier_hard": [],  # a hard search, and matches of the whole history
     "dare": ["search.method=none"],
 }
@@ -130,7 +131,7 @@ def _equal(store: Path, path: Path) -> None:
     assert ragged.preferred() == "auto" and not ragged.shapes_are_fixed()
 
 
-@pytest.mark.parametrize("name", ["tin", "stacked_tin", "din", "stca", "graph", "hier_hard"])
+@pytest.mark.parametrize("name", ["tin", "stacked_tin", "din", "stca", "graph", "sim_hard", "hier_hard"])
 @torch.no_grad()
 def test_models_score_the_same_where_shapes_are_fixed(store: Path, run_of: Callable[..., Path], name: str) -> None:
     """Without an export: what it, and a captured graph, rest on."""
@@ -312,8 +313,9 @@ def test_bad_requests_are_named(scorer: Scorer, case: str) -> None:
 
 
 REFUSED = {
-    "bst": ([], "sorts histories by their lengths"),
-    "hstu": ([], "sorts histories by their lengths"),
+    "bst": ([], "sorts what it reads"),
+    "hstu": ([], "sorts what it reads"),
+    "sdim": ([], "sorts what it reads"),
     "sasrec": ([], "--user-vectors"),
     "twin": ([], "scores whole histories"),
 }
