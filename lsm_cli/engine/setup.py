@@ -85,20 +85,25 @@ class Setup:
                 part.sparse = engine.sparse_rows
 
     def model(self) -> Scorer:
-        categories = self.store.category_rows if self.store.depth else None
-        if self.recipe.model.sequence == "sasrec":
-            shown = self._shown() if self.recipe.train.softmax else None
-            towers = TwoTower(self.recipe, self.fields, len(self.targets), len(self.statistics), categories, shown)
-            return self._placed(towers)
-        found = self.match_statistics()
-        matches = len(found.names) if found else 0
-        model = RankingModel(self.recipe, self.fields, len(self.targets), len(self.statistics), categories, matches)
+        model = self._towers() if self.recipe.model.sequence == "sasrec" else self._ranking()
         self.activate(model)
-        return self._placed(model)
-
-    def _placed(self, model: Scorer) -> Scorer:
         with lasting(self.compute.device, self.recipe.engine):
             return model.to(self.compute.device)
+
+    def _towers(self) -> Scorer:
+        shown = self._shown() if self.recipe.train.softmax else None
+        return TwoTower(self.recipe, self.fields, len(self.targets), len(self.statistics), self._category_rows, shown)
+
+    def _ranking(self) -> Scorer:
+        found = self.match_statistics()
+        matches = len(found.names) if found else 0
+        return RankingModel(
+            self.recipe, self.fields, len(self.targets), len(self.statistics), self._category_rows, matches
+        )
+
+    @property
+    def _category_rows(self) -> np.ndarray | None:
+        return self.store.category_rows if self.store.depth else None
 
     def item_vectors(self) -> torch.Tensor:
         """The item graph's vectors, float32 [item rows, graph_dim], from the training trajectories."""
