@@ -49,11 +49,13 @@ class Setup:
         """Resolve field and target names against the store.
 
         Raises:
-            InputError: a name that the store does not have.
+            InputError: a name that the store does not have or that is there twice, or nothing to train.
         """
         names = _known(recipe.data.fields, list(store.fields), "data.fields", store)
         targets = _known(recipe.data.targets, store.targets, "data.targets", store)
         _known(list(recipe.train.weights), targets, "train.weights", store)
+        if not any(recipe.train.weights.get(target, 1.0) for target in targets):
+            raise InputError("train.weights: every target that is trained has weight 0; give one of them more")
         statistics = store.statistics if recipe.data.statistics else []
         seen = [store.fields[name] for name in names if store.fields[name].in_history]
         groups(recipe.model.heads, with_graph(seen, recipe.model.graph_dim), bool(recipe.model.temporal))
@@ -294,7 +296,9 @@ def parameters(model: torch.nn.Module) -> int:
 
 
 def _known(asked: list[str], available: list[str], key: str, store: Store) -> list[str]:
-    for name in asked:
+    for place, name in enumerate(asked):
+        if name in asked[:place]:
+            raise InputError(f"{key}: {name!r} is there twice; name it once")
         if name not in available:
             near = difflib.get_close_matches(name, available, n=1)
             hint = f"did you mean {near[0]!r}? " if near else ""

@@ -104,6 +104,9 @@ BAD = {
     "unknown field": (["-r", "tin", 'data.fields=["itm"]'], "did you mean 'item'?"),
     "unknown target": (["-r", "tin", 'data.targets=["clck"]'], "did you mean 'click'?"),
     "weight of an unknown target": (["-r", "tin", "train.weights={buy=2}"], "train.weights"),
+    "a field twice": (["-r", "tin", 'data.fields=["item","item"]'], "data.fields: 'item' is there twice"),
+    "a target twice": (["-r", "tin", 'data.targets=["click","click"]'], "data.targets: 'click' is there twice"),
+    "nothing to train": (["-r", "tin", "train.weights={click=0,order=0}"], "every target that is trained has weight 0"),
     "no GPU": (["-r", "tin", "train.device=cuda"], "no CUDA device"),
     "fp16 on the CPU": (["-r", "tin", "train.device=cpu", "train.precision=fp16"], "bf16 or fp32"),
 }
