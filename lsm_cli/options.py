@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -277,49 +278,54 @@ class Recipe(Options):
 
     @model_validator(mode="after")
     def _consistent(self) -> Recipe:
+        if found := [*self._contradictions()]:
+            raise ValueError("\n".join(found))
+        return self
+
+    def _contradictions(self) -> Iterator[str]:
+        """What does not go together, a sentence each."""
         if self.train.precision == "fp16" and self.train.device == "cpu":
-            raise ValueError("train.precision: fp16 needs a GPU; use bf16 or fp32 on the CPU")
+            yield "train.precision: fp16 needs a GPU; use bf16 or fp32 on the CPU"
         if not self.engine.sparse_rows and self.train.table_optimizer != "adagrad":
-            raise ValueError(
+            yield (
                 "engine.sparse_rows: only Adagrad leaves rows without gradient alone; set train.table_optimizer=adagrad"
             )
         if not self.engine.sparse_rows and self.engine.table_tier != "device":
-            raise ValueError("engine.table_tier: whole tables in a step must be on the device; set sparse_rows to true")
+            yield "engine.table_tier: whole tables in a step must be on the device; set sparse_rows to true"
         if self.engine.size_classes & (self.engine.size_classes - 1):
-            raise ValueError(f"engine.size_classes: {self.engine.size_classes} is no power of two; use 8, or 0 for off")
+            yield f"engine.size_classes: {self.engine.size_classes} is no power of two; use 8, or 0 for off"
         if self.model.attention_dim and self.model.sequence not in ATTENTIVE:
-            raise ValueError("model.attention_dim: only tin and stacked_tin have an attention to decouple; set it to 0")
+            yield "model.attention_dim: only tin and stacked_tin have an attention to decouple; set it to 0"
         if self.model.heads and self.model.sequence not in ATTENTIVE:
-            raise ValueError("model.heads: only tin and stacked_tin have attention heads; leave it empty")
+            yield "model.heads: only tin and stacked_tin have attention heads; leave it empty"
         if self.model.action_bias and self.model.sequence in ("none", "mean"):
-            raise ValueError(f"model.action_bias: {self.model.sequence} has no attention to add to; set it to false")
+            yield f"model.action_bias: {self.model.sequence} has no attention to add to; set it to false"
         if self.model.sequence == "sasrec":
-            self._towers_apart()
+            yield from self._towers_apart()
         for name in ("softmax", "next_item"):
             if self.model.sequence != "sasrec" and getattr(self.train, name):
-                raise ValueError(f"train.{name}: only sasrec has a user's tower to teach; set it to 0")
+                yield f"train.{name}: only sasrec has a user's tower to teach; set it to 0"
         if self.search.method in BY_ATTENTION and self.model.sequence not in ATTENTIVE:
-            raise ValueError(
+            yield (
                 f"search.method: {self.search.method} goes by the attention of tin or stacked_tin; set model.sequence"
             )
-        return self
 
-    def _towers_apart(self) -> None:
+    def _towers_apart(self) -> Iterator[str]:
         """In two towers nothing on the user's side may know the candidate."""
         if self.model.match_bias or self.model.evidence:
-            raise ValueError(
+            yield (
                 "model.sequence = 'sasrec': the user's tower never sees the candidate, so there are no matches; set "
                 "model.match_bias and model.evidence to false"
             )
         if self.search.method != "none" or self.search.source:
-            raise ValueError(
+            yield (
                 "model.sequence = 'sasrec': the user's tower never sees the candidate, so nothing can be searched for "
                 "it; set search.method to none and leave search.from empty"
             )
         if self.model.graph_dim or self.model.action_bias:
-            raise ValueError("model.sequence = 'sasrec': set model.graph_dim to 0 and model.action_bias to false")
+            yield "model.sequence = 'sasrec': set model.graph_dim to 0 and model.action_bias to false"
         if not self.model.max_len:
-            raise ValueError("model.sequence = 'sasrec' is nothing without a history; set model.max_len")
+            yield "model.sequence = 'sasrec' is nothing without a history; set model.max_len"
 
     def to_toml(self) -> str:
         """Every key with its value, ready to be run again."""
