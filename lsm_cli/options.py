@@ -3,19 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 BY_ATTENTION = ("soft", "eta", "sdim", "hybrid")  # searches that go by a model's attention
 ATTENTIVE = ("tin", "stacked_tin")  # readers that have one
 ENCODED = ("sasrec", "stca", "hstu")  # readers that transform a history before the candidate comes in
 
-Width = Annotated[int, Field(ge=1, le=1 << 16)]
+Width = Annotated[int, Field(ge=1, le=1 << 16, strict=True)]
+Days = Annotated[float, Field(gt=0, le=1e6, strict=True)]
 
 
 class Options(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=False, populate_by_name=True, allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_truth(cls, value: Any, info: ValidationInfo) -> Any:
+        """True and false are no numbers, though Python counts with them."""
+        if isinstance(value, bool) and cls.model_fields[str(info.field_name)].annotation in (int, float):
+            raise ValueError("should be a number, not true or false")
+        return value
 
 
 class DataOptions(Options):
@@ -87,13 +96,15 @@ class ModelOptions(Options):
     evidence_from: Literal["read", "history"] = Field(
         "read", description="match statistics of the behaviours read, or of all before the request, by the index"
     )
-    days: list[Annotated[float, Field(gt=0, le=1e6)]] = Field(
+    days: list[Days] = Field(
         [1.0, 7.0, 30.0, 90.0], description="match counts over the last days, where they come from the index"
     )
-    half_lives: list[float] = Field(
+    half_lives: list[Days] = Field(
         [1.0, 7.0, 30.0], description="half-lives of the time-decayed match counts; days", min_length=0, max_length=16
     )
-    windows: list[int] = Field([10, 50], description="extra match counts over the last n behaviours", max_length=16)
+    windows: list[Annotated[int, Field(ge=1, le=1_000_000, strict=True)]] = Field(
+        [10, 50], description="extra match counts over the last n behaviours", max_length=16
+    )
     init_std: float = Field(0.3, gt=0, le=10, description="standard deviation of a fresh embedding row")
     candidate: bool = Field(True, description="the candidate's own embeddings enter the head")
     bins: int = Field(16, ge=0, le=256, description="quantile bins in the encoding of each number; 0 = logarithm only")
@@ -132,7 +143,9 @@ class SearchOptions(Options):
         "empty = item, every category level, `any`",
     )
     min_level: str = Field("", description="coarsest level of the hard search; empty = the last of the levels")
-    budgets: dict[str, int] = Field({}, description="most behaviours that a level of the hard search may contribute")
+    budgets: dict[str, Annotated[int, Field(ge=0, strict=True)]] = Field(
+        {}, description="most behaviours that a level of the hard search may contribute"
+    )
     within_days: float = Field(
         0.0, ge=0, le=1e6, description="only behaviours of the last so many days; 0 = of any age"
     )
@@ -189,7 +202,9 @@ class TrainOptions(Options):
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where to compute")
     threads: int = Field(0, ge=0, le=1024, description="CPU threads; 0 = all")
     seed: int = Field(0, ge=0, description="seed of initialisation, order and dropout")
-    weights: dict[str, float] = Field({}, description="loss weight per target; 1 where not named")
+    weights: dict[str, Annotated[float, Field(ge=0, strict=True)]] = Field(
+        {}, description="loss weight per target; 1 where not named"
+    )
     softmax: float = Field(
         0.0, ge=0, le=100, description="sasrec: weight of a softmax over the batch's candidates, which makes for recall"
     )
@@ -298,6 +313,8 @@ class Recipe(Options):
             yield "model.attention_dim: only tin and stacked_tin have an attention to decouple; set it to 0"
         if self.model.heads and self.model.sequence not in ATTENTIVE:
             yield "model.heads: only tin and stacked_tin have attention heads; leave it empty"
+        if len(set(self.model.temporal)) < len(self.model.temporal):
+            yield "model.temporal: an encoding is there twice; name each once"
         if self.model.action_bias and self.model.sequence in ("none", "mean"):
             yield f"model.action_bias: {self.model.sequence} has no attention to add to; set it to false"
         if self.model.sequence == "sasrec":
@@ -309,6 +326,8 @@ class Recipe(Options):
             yield (
                 f"search.method: {self.search.method} goes by the attention of tin or stacked_tin; set model.sequence"
             )
+        if self.search.method == "hybrid" and self.search.hard_k > self.search.top_k:
+            yield f"search.hard_k: {self.search.hard_k} is more than search.top_k, {self.search.top_k}; lower it"
 
     def _towers_apart(self) -> Iterator[str]:
         """In two towers nothing on the user's side may know the candidate."""

@@ -216,7 +216,7 @@ class Setup:
     def hard_options(self) -> HardOptions:
         """The hard search of the recipe."""
         options = self.recipe.search
-        top_k = min(options.hard_k, options.top_k) if options.method == "hybrid" else options.top_k
+        top_k = options.hard_k if options.method == "hybrid" else options.top_k
         return hard_options(options, self.store, [field.name for field in self.fields], top_k)
 
     @property
