@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 BY_ATTENTION = ("soft", "eta", "sdim", "hybrid")  # searches that go by a model's attention
 ATTENTIVE = ("tin", "stacked_tin")  # readers that have one
@@ -126,6 +126,14 @@ class ModelOptions(Options):
     request_fields: list[str] = Field(
         [], description="sasrec: candidates' fields that describe the request, beside the scenario"
     )
+
+    @field_validator("heads", mode="wrap")
+    @classmethod
+    def _fields_of_heads(cls, value: Any, validate: Callable[[Any], Any]) -> Any:
+        try:
+            return validate(value)
+        except ValidationError:  # one for each kind of value that there is
+            raise ValueError("should be `auto` or the fields of each head, such as [['item'], ['time']]") from None
 
 
 class SearchOptions(Options):

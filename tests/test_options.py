@@ -33,6 +33,8 @@ BAD = {
     'model.temporal=["rank", "interval", "rank"]': "model.temporal: an encoding is there twice; name each once",
     "model.dim=true": "model.dim = True: should be a number, not true or false",
     "train.lr=true": "train.lr = True: should be a number, not true or false",
+    "model.heads=itm": "model.heads = 'itm': should be `auto` or the fields of each head, such as [['item'], ['time']]",
+    "model.heads=[1]": "model.heads = [1]: should be `auto` or the fields of each head, such as [['item'], ['time']]",
     "model.hidden=[true]": "model.hidden.0 = True: input should be a valid integer",
 }
 
