@@ -334,6 +334,10 @@ class Recipe(Options):
             yield (
                 f"search.method: {self.search.method} goes by the attention of tin or stacked_tin; set model.sequence"
             )
+        if not self.model.max_len and (self.search.method != "none" or self.search.source):
+            yield (
+                "model.max_len: 0 reads nothing, whatever a search finds; set it to 1 or more, which limits no search"
+            )
         if self.search.method == "hybrid" and self.search.hard_k > self.search.top_k:
             yield f"search.hard_k: {self.search.hard_k} is more than search.top_k, {self.search.top_k}; lower it"
 

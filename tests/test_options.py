@@ -44,6 +44,13 @@ def test_a_value_out_of_bounds_is_one_sentence(override: str) -> None:
     assert _refused("tin", override) == [BAD[override]]
 
 
+@pytest.mark.parametrize("name", ["twin", "eta", "hybrid", "tencent_ads", "hier_hard"])
+def test_a_search_needs_something_to_read(name: str) -> None:
+    (line,) = _refused(name, "model.max_len=0")
+    assert line.startswith("model.max_len: 0 reads nothing")
+    assert recipes.load("tin", ["model.max_len=0"])
+
+
 def test_one_search_of_two_finds_no_more_than_both() -> None:
     assert _refused("hybrid", "search.top_k=10") == ["search.hard_k: 25 is more than search.top_k, 10; lower it"]
     assert recipes.load("hybrid", ["search.top_k=25"]).search.hard_k == 25
