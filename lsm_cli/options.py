@@ -330,6 +330,9 @@ class Recipe(Options):
         for name in ("softmax", "next_item"):
             if self.model.sequence != "sasrec" and getattr(self.train, name):
                 yield f"train.{name}: only sasrec has a user's tower to teach; set it to 0"
+        for name in ("item_fields", "request_fields"):
+            if self.model.sequence != "sasrec" and getattr(self.model, name):
+                yield f"model.{name}: only sasrec tells items from requests; leave it empty"
         if self.search.method in BY_ATTENTION and self.model.sequence not in ATTENTIVE:
             yield (
                 f"search.method: {self.search.method} goes by the attention of tin or stacked_tin; set model.sequence"

@@ -30,6 +30,7 @@ from lsm_cli.search.matches import MatchStatistics
 from lsm_cli.search.plan import hard_options
 
 RESIDENT_SHARE = 0.25  # of a GPU's memory, that a store's columns may take
+LAYERLESS = ("none", "mean", "din", "tin")  # readers without layers
 EVERYTHING = 1 << 40  # behaviours, more than anybody has
 
 
@@ -138,6 +139,27 @@ class Setup:
         if self.recipe.model.sequence in ENCODED:
             return [f"requests   of {each:.1f} candidates: with train.shuffle=requests they share one reading"]
         return []
+
+    def _ignored(self) -> list[str]:
+        """Options of the model that the recipe sets and that change nothing in it."""
+        model, search, standard = self.recipe.model, self.recipe.search, type(self.recipe.model)()
+        reasons: dict[str, str] = {}
+        if search.source or search.method != "none":
+            reasons["max_len"] = "a search reads what it finds; search.reach says how far back"
+        if model.sequence == "none" or not model.temporal:
+            reasons["time_tables"] = "no time is encoded"
+        if model.sequence in LAYERLESS:
+            reasons["layers"] = f"{model.sequence} has none"
+        if model.sequence in (*LAYERLESS, "stacked_tin"):
+            reasons["block_heads"] = f"{model.sequence} is no transformer"
+        if model.sequence != "stacked_tin":
+            stack = ("stack_output", "stack_residual", "stack_feed_forward")
+            reasons |= dict.fromkeys(stack, f"{model.sequence} is no stack")
+        return [
+            f"ignored    model.{key} = {getattr(model, key)}: {why}"
+            for key, why in reasons.items()
+            if getattr(model, key) != getattr(standard, key)
+        ]
 
     def _search_decisions(self) -> list[str]:
         model, search = self.recipe.model, self.recipe.search
@@ -273,7 +295,7 @@ class Setup:
             f"tables     {sum(field.rows for field in self.fields):,} rows x {model.dim}, {train.table_optimizer}, "
             f"lr {train.table_lr:g}; dense lr {train.lr:g}"
         )
-        return lines + tiers.decisions(self.recipe, self.fields)
+        return lines + tiers.decisions(self.recipe, self.fields) + self._ignored()
 
 
 def candidates_per_request(store: Store, split: str) -> float:

@@ -237,6 +237,12 @@ def test_what_teaches_towers_needs_towers(key: str) -> None:
         recipes.load("tin", [f"{key}=1"])
 
 
+@pytest.mark.parametrize("key", ["model.item_fields", "model.request_fields"])
+def test_what_tells_the_sides_apart_needs_sides(key: str) -> None:
+    with pytest.raises(InputError, match=rf"{key}: only sasrec"):
+        recipes.load("tin", [f'{key}=["scenario"]'])
+
+
 def test_sides_are_said(small_store: Path) -> None:
     setup, _ = _model(small_store)
     (line,) = [line for line in setup.decisions() if line.startswith("towers")]
