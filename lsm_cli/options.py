@@ -199,7 +199,9 @@ class TrainOptions(Options):
         0.01, ge=0, lt=1, description="share of ids shown as unknown while training, so that the unknown row learns"
     )
     ema: float = Field(0.999, ge=0, lt=1, description="decay of the averaged dense weights used in evaluation; 0 = off")
-    metric: Literal["gauc", "auc", "logloss"] = Field("gauc", description="validation metric that picks the weights")
+    metric: Literal["gauc", "auc", "logloss"] = Field(
+        "gauc", description="validation metric that picks the weights, in the mean by train.weights"
+    )
     evaluations: int = Field(2, ge=1, le=1000, description="validations per epoch")
     patience: int = Field(0, ge=0, description="validations without a better metric before stopping; 0 = never stop")
     valid_samples: int = Field(200_000, ge=1, description="validation samples scored while training, at most")

@@ -256,14 +256,12 @@ class Trainer:
         }
 
     def _validate(self, loss: float) -> None:
-        index = np.arange(len(self.valid))
-        if len(index) > self.options.valid_samples:
-            index = np.sort(np.random.default_rng(0).permutation(len(index))[: self.options.valid_samples])
+        index = evaluate.validated(self.setup)
         started = time.perf_counter()
         with self.dense.averaged():
             logits = evaluate.score(self.model, self.valid, self.setup.compute, index)
             found = evaluate.validate(logits, self.valid, index, self.setup.targets)
-            quality = self._quality(found)
+            quality = evaluate.quality(self.setup, found)
             better = self.at.best is None or quality > self.at.best
             if better:
                 self.at.best, self.at.worse = quality, 0
@@ -291,17 +289,6 @@ class Trainer:
         """Passes over the data so far."""
         epoch = bisect.bisect_right(self.plan.start, self.at.step - 1) - 1
         return epoch + (self.at.step - self.plan.start[epoch]) / self.plan.steps(epoch)
-
-    def _quality(self, found: dict[str, Any]) -> float:
-        """The recipe's metric, averaged over targets; larger is better."""
-        name = self.options.metric
-        values = [entry[name] for entry in found.values() if entry[name] is not None]
-        if not values:
-            raise InputError(
-                f"{self.setup.store.path}: train.metric = {name!r} cannot be computed on the validation samples (no "
-                "user has both classes); use train.metric=logloss"
-            )
-        return float(np.mean(values)) * (-1 if name == "logloss" else 1)
 
     def _check(self, loss: float) -> None:
         if not math.isfinite(loss):

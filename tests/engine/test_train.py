@@ -128,6 +128,14 @@ def test_the_best_validation_picks_the_weights(small_store: Path, tmp_path: Path
     assert abs(trainer.at.best) == best(abs(line["metric"]) for line in trainer.history)
 
 
+@pytest.mark.parametrize(("weights", "order"), [("{order=0}", 0.0), ("{order=3}", 0.75), ("{}", 0.5)])
+def test_targets_pick_the_weights_as_they_weigh(small_store: Path, tmp_path: Path, weights: str, order: float) -> None:
+    trainer = _trained(small_store, tmp_path / "run", f"train.weights={weights}", "train.metric=auc")
+    for line in trainer.history:
+        found = {target: entry["auc"] for target, entry in line["valid"].items()}
+        assert line["metric"] == pytest.approx((1 - order) * found["click"] + order * found["order"])
+
+
 def test_a_target_with_weight_zero_teaches_nothing(small_store: Path, tmp_path: Path) -> None:
     trainer = _trained(small_store, tmp_path / "run", "train.weights={order=0}", "train.weight_decay=0")
     fresh = trainer.setup.model()
