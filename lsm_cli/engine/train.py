@@ -53,6 +53,8 @@ class Position:
     samples: int = 0
     loss: float = 0.0  # summed since the last look at it
     pending: int = 0  # steps in that sum
+    seen: float = 0.0  # loss summed from the last validation to the last look
+    counted: int = 0  # steps in that sum
     pieces: int = 1  # in which a step goes, so that it fits in memory
 
 
@@ -156,17 +158,21 @@ class Trainer:
             self.at.pending += 1
             last = number + 1 == len(batches)
             look = self.at.pending == CHECK_STEPS or last or self.at.step in validate_at
-            mean = float(loss) / self.at.pending if look else 0.0  # waits for the device
+            summed = float(loss) if look else 0.0  # waits for the device
             self.at.seconds += time.perf_counter() - started
             self.progress.advance(len(batches[number]))
             if look:
-                self._check(mean)
+                self._check(summed / self.at.pending)
+                self.at.seen += summed
+                self.at.counted += self.at.pending
                 loss.zero_()
                 self.at.pending = 0
             self.at.epoch += last
             self.at.finished = self.at.epoch == self.options.epochs
             self.at.loss = 0.0
             if self.at.step in validate_at:
+                mean = self.at.seen / self.at.counted
+                self.at.seen, self.at.counted = 0.0, 0
                 self._validate(mean)
             if self.at.finished:
                 return
@@ -256,6 +262,11 @@ class Trainer:
         }
 
     def _validate(self, loss: float) -> None:
+        """Score, log and save.
+
+        Args:
+            loss: of training, mean of the steps since the last validation.
+        """
         index = evaluate.validated(self.setup)
         started = time.perf_counter()
         with self.dense.averaged():
