@@ -223,6 +223,7 @@ def test_what_follows_is_guessed_without_the_candidates(small_store: Path) -> No
         (['model.item_fields=["brand"]'], "'brand' is no field of the candidates"),
         (['model.request_fields=["action"]'], "'action' is no field of the candidates"),
         (['model.item_fields=["scenario"]', 'model.request_fields=["scenario"]'], "already"),
+        (['model.request_fields=["item"]'], "model.request_fields: `item` is what the request is answered with"),
         (['data.fields=["category1","scenario"]'], "add `item` to data.fields"),
     ],
 )
