@@ -24,7 +24,7 @@ from lsm_cli.models.heads import groups
 from lsm_cli.models.ranking import RankingModel
 from lsm_cli.models.scorer import Scorer
 from lsm_cli.models.two_tower import TwoTower, sides
-from lsm_cli.options import ATTENTIVE, ENCODED, Recipe
+from lsm_cli.options import ATTENTIVE, BY_ATTENTION, ENCODED, Recipe
 from lsm_cli.search.hard import ANY, HardOptions
 from lsm_cli.search.matches import MatchStatistics
 from lsm_cli.search.plan import hard_options
@@ -132,9 +132,15 @@ class Setup:
     def _request_decisions(self) -> list[str]:
         """Whether candidates of a request share its history in training, or could where that is worth most."""
         search, each = self.recipe.search, candidates_per_request(self.store, "train")
-        if each < 2 or not self.recipe.engine.share_histories or search.source or search.method != "none":
+        together, shares = self.recipe.train.shuffle == "requests", self.recipe.engine.share_histories
+        if search.source or search.method != "none":
+            scored = shares and not search.source and search.method in BY_ATTENTION
+            gain = "a history is scored for all of them at once" if scored else "only the order is another"
+            found = f"requests   stay together, and each candidate reads what is found for it: {gain}"
+            return [found] if together else []
+        if each < 2 or not shares:
             return []
-        if self.recipe.train.shuffle == "requests":
+        if together:
             return [f"requests   stay together: {each:.1f} candidates read one history"]
         if self.recipe.model.sequence in ENCODED:
             return [f"requests   of {each:.1f} candidates: with train.shuffle=requests they share one reading"]
