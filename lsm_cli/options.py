@@ -2,20 +2,30 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from collections.abc import Callable, Iterator
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 BY_ATTENTION = ("soft", "eta", "sdim", "hybrid")  # searches that go by a model's attention
 ATTENTIVE = ("tin", "stacked_tin")  # readers whose attention may see some fields, or embeddings of its own
 SEARCHING = (*ATTENTIVE, "mhta")  # readers that have one
 ENCODED = ("sasrec", "stca", "hstu")  # readers that transform a history before the candidate comes in
 
-Width = Annotated[int, Field(ge=1, le=1 << 16)]
+Width = Annotated[int, Field(ge=1, le=1 << 16, strict=True)]
+Days = Annotated[float, Field(gt=0, le=1e6, strict=True)]
 
 
 class Options(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=False, populate_by_name=True, allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_truth(cls, value: Any, info: ValidationInfo) -> Any:
+        """True and false are no numbers, though Python counts with them."""
+        if isinstance(value, bool) and cls.model_fields[str(info.field_name)].annotation in (int, float):
+            raise ValueError("should be a number, not true or false")
+        return value
 
 
 class DataOptions(Options):
@@ -87,13 +97,15 @@ class ModelOptions(Options):
     evidence_from: Literal["read", "history"] = Field(
         "read", description="match statistics of the behaviours read, or of all before the request, by the index"
     )
-    days: list[Annotated[float, Field(gt=0, le=1e6)]] = Field(
+    days: list[Days] = Field(
         [1.0, 7.0, 30.0, 90.0], description="match counts over the last days, where they come from the index"
     )
-    half_lives: list[float] = Field(
+    half_lives: list[Days] = Field(
         [1.0, 7.0, 30.0], description="half-lives of the time-decayed match counts; days", min_length=0, max_length=16
     )
-    windows: list[int] = Field([10, 50], description="extra match counts over the last n behaviours", max_length=16)
+    windows: list[Annotated[int, Field(ge=1, le=1_000_000, strict=True)]] = Field(
+        [10, 50], description="extra match counts over the last n behaviours", max_length=16
+    )
     init_std: float = Field(0.3, gt=0, le=10, description="standard deviation of a fresh embedding row")
     candidate: bool = Field(True, description="the candidate's own embeddings enter the head")
     bins: int = Field(16, ge=0, le=256, description="quantile bins in the encoding of each number; 0 = logarithm only")
@@ -116,6 +128,14 @@ class ModelOptions(Options):
         [], description="sasrec: candidates' fields that describe the request, beside the scenario"
     )
 
+    @field_validator("heads", mode="wrap")
+    @classmethod
+    def _fields_of_heads(cls, value: Any, validate: Callable[[Any], Any]) -> Any:
+        try:
+            return validate(value)
+        except ValidationError:  # one for each kind of value that there is
+            raise ValueError("should be `auto` or the fields of each head, such as [['item'], ['time']]") from None
+
 
 class SearchOptions(Options):
     """The first stage: which behaviours of a long history are read."""
@@ -132,7 +152,9 @@ class SearchOptions(Options):
         "empty = item, every category level, `any`",
     )
     min_level: str = Field("", description="coarsest level of the hard search; empty = the last of the levels")
-    budgets: dict[str, int] = Field({}, description="most behaviours that a level of the hard search may contribute")
+    budgets: dict[str, Annotated[int, Field(ge=0, strict=True)]] = Field(
+        {}, description="most behaviours that a level of the hard search may contribute"
+    )
     within_days: float = Field(
         0.0, ge=0, le=1e6, description="only behaviours of the last so many days; 0 = of any age"
     )
@@ -180,7 +202,9 @@ class TrainOptions(Options):
         0.01, ge=0, lt=1, description="share of ids shown as unknown while training, so that the unknown row learns"
     )
     ema: float = Field(0.999, ge=0, lt=1, description="decay of the averaged dense weights used in evaluation; 0 = off")
-    metric: Literal["gauc", "auc", "logloss"] = Field("gauc", description="validation metric that picks the weights")
+    metric: Literal["gauc", "auc", "logloss"] = Field(
+        "gauc", description="validation metric that picks the weights, in the mean by train.weights"
+    )
     evaluations: int = Field(2, ge=1, le=1000, description="validations per epoch")
     patience: int = Field(0, ge=0, description="validations without a better metric before stopping; 0 = never stop")
     valid_samples: int = Field(200_000, ge=1, description="validation samples scored while training, at most")
@@ -191,7 +215,9 @@ class TrainOptions(Options):
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where to compute")
     threads: int = Field(0, ge=0, le=1024, description="CPU threads; 0 = all")
     seed: int = Field(0, ge=0, description="seed of initialisation, order and dropout")
-    weights: dict[str, float] = Field({}, description="loss weight per target; 1 where not named")
+    weights: dict[str, Annotated[float, Field(ge=0, strict=True)]] = Field(
+        {}, description="loss weight per target; 1 where not named"
+    )
     softmax: float = Field(
         0.0, ge=0, le=100, description="sasrec: weight of a softmax over the batch's candidates, which makes for recall"
     )
@@ -280,50 +306,66 @@ class Recipe(Options):
 
     @model_validator(mode="after")
     def _consistent(self) -> Recipe:
+        if found := [*self._contradictions()]:
+            raise ValueError("\n".join(found))
+        return self
+
+    def _contradictions(self) -> Iterator[str]:
+        """What does not go together, a sentence each."""
         if self.train.precision == "fp16" and self.train.device == "cpu":
-            raise ValueError("train.precision: fp16 needs a GPU; use bf16 or fp32 on the CPU")
+            yield "train.precision: fp16 needs a GPU; use bf16 or fp32 on the CPU"
         if not self.engine.sparse_rows and self.train.table_optimizer != "adagrad":
-            raise ValueError(
+            yield (
                 "engine.sparse_rows: only Adagrad leaves rows without gradient alone; set train.table_optimizer=adagrad"
             )
         if not self.engine.sparse_rows and self.engine.table_tier != "device":
-            raise ValueError("engine.table_tier: whole tables in a step must be on the device; set sparse_rows to true")
+            yield "engine.table_tier: whole tables in a step must be on the device; set sparse_rows to true"
         if self.engine.size_classes & (self.engine.size_classes - 1):
-            raise ValueError(f"engine.size_classes: {self.engine.size_classes} is no power of two; use 8, or 0 for off")
+            yield f"engine.size_classes: {self.engine.size_classes} is no power of two; use 8, or 0 for off"
         if self.model.attention_dim and self.model.sequence not in ATTENTIVE:
-            raise ValueError("model.attention_dim: only tin and stacked_tin have an attention to decouple; set it to 0")
+            yield "model.attention_dim: only tin and stacked_tin have an attention to decouple; set it to 0"
         if self.model.heads and self.model.sequence not in ATTENTIVE:
-            raise ValueError("model.heads: only tin and stacked_tin have attention heads; leave it empty")
-        if self.model.action_bias and self.model.sequence in ("none", "mean"):
-            raise ValueError(f"model.action_bias: {self.model.sequence} has no attention to add to; set it to false")
+            yield "model.heads: only tin and stacked_tin have attention heads; leave it empty"
+        if len(set(self.model.temporal)) < len(self.model.temporal):
+            yield "model.temporal: an encoding is there twice; name each once"
+        if self.model.action_bias and self.model.sequence in ("none", "mean", "sdim"):
+            yield f"model.action_bias: {self.model.sequence} has no attention to add to; set it to false"
         if self.model.sequence == "sasrec":
-            self._towers_apart()
+            yield from self._towers_apart()
         for name in ("softmax", "next_item"):
             if self.model.sequence != "sasrec" and getattr(self.train, name):
-                raise ValueError(f"train.{name}: only sasrec has a user's tower to teach; set it to 0")
+                yield f"train.{name}: only sasrec has a user's tower to teach; set it to 0"
+        for name in ("item_fields", "request_fields"):
+            if self.model.sequence != "sasrec" and getattr(self.model, name):
+                yield f"model.{name}: only sasrec tells items from requests; leave it empty"
         if self.search.method in BY_ATTENTION and self.model.sequence not in SEARCHING:
-            raise ValueError(
+            yield (
                 f"search.method: {self.search.method} goes by the attention of tin, stacked_tin or mhta; set "
                 "model.sequence"
             )
-        return self
+        if not self.model.max_len and (self.search.method != "none" or self.search.source):
+            yield (
+                "model.max_len: 0 reads nothing, whatever a search finds; set it to 1 or more, which limits no search"
+            )
+        if self.search.method == "hybrid" and self.search.hard_k > self.search.top_k:
+            yield f"search.hard_k: {self.search.hard_k} is more than search.top_k, {self.search.top_k}; lower it"
 
-    def _towers_apart(self) -> None:
+    def _towers_apart(self) -> Iterator[str]:
         """In two towers nothing on the user's side may know the candidate."""
         if self.model.match_bias or self.model.evidence:
-            raise ValueError(
+            yield (
                 "model.sequence = 'sasrec': the user's tower never sees the candidate, so there are no matches; set "
                 "model.match_bias and model.evidence to false"
             )
         if self.search.method != "none" or self.search.source:
-            raise ValueError(
+            yield (
                 "model.sequence = 'sasrec': the user's tower never sees the candidate, so nothing can be searched for "
                 "it; set search.method to none and leave search.from empty"
             )
         if self.model.graph_dim or self.model.action_bias:
-            raise ValueError("model.sequence = 'sasrec': set model.graph_dim to 0 and model.action_bias to false")
+            yield "model.sequence = 'sasrec': set model.graph_dim to 0 and model.action_bias to false"
         if not self.model.max_len:
-            raise ValueError("model.sequence = 'sasrec' is nothing without a history; set model.max_len")
+            yield "model.sequence = 'sasrec' is nothing without a history; set model.max_len"
 
     def to_toml(self) -> str:
         """Every key with its value, ready to be run again."""

@@ -1,7 +1,8 @@
 """Recipes: where they lie, and how one is read.
 
 A recipe file holds only what differs from the defaults of `options`. `load` merges file and `key=value` overrides,
-validates the whole and reports every error at once, each with the nearest known key.
+validates the whole and reports every error at once, each with the nearest known key; what does not go together is
+looked for once every key by itself is right.
 """
 
 from __future__ import annotations
@@ -91,7 +92,7 @@ def parse(raw: dict[str, Any], source: str, errors: Iterable[str] = ()) -> Recip
     try:
         recipe = Recipe.model_validate(raw)
     except ValidationError as error:
-        found += [_sentence(item) for item in error.errors()]
+        found += [line for item in error.errors() for line in _sentence(item).splitlines()]
     if found:
         raise InputError("\n".join(f"{source}: {line}" for line in found))
     return recipe
@@ -145,9 +146,10 @@ def _sentence(item: Any) -> str:
     key = ".".join(str(part) for part in item["loc"])
     if item["type"] == "extra_forbidden":
         return f"unknown key {key!r}; {_nearest(key)}"
+    message = item["msg"].removeprefix("Value error, ")
     if not key:
-        return item["msg"].removeprefix("Value error, ")
-    message = item["msg"][:1].lower() + item["msg"][1:]
+        return message
+    message = message[:1].lower() + message[1:]
     return f"{key} = {item['input']!r}: {message}"
 
 

@@ -15,7 +15,7 @@ from lsm_cli.data.store import Store
 from lsm_cli.engine import tiers, tracking
 from lsm_cli.engine.device import peak_memory
 from lsm_cli.engine.environment import command, environment, now
-from lsm_cli.engine.evaluate import evaluate
+from lsm_cli.engine.evaluate import check_metric, evaluate
 from lsm_cli.engine.run import RunFolder
 from lsm_cli.engine.setup import Setup, parameters
 from lsm_cli.engine.trail import ENVIRONMENT, RECIPE, RESULT, Finished, code_name, is_run
@@ -85,6 +85,7 @@ def prepare(
         options = options.model_copy(update={"search": options.search.model_copy(update={"source": source})})
     tracking.check(options.train)
     setup = Setup.of(options, store)
+    check_metric(setup)
     console.say(f"recipe     {options.name}: {options.description}")
     splits = ", ".join(f"{n:,} {name}" for name, n in store.splits.items())
     console.say(f"store      {store.path} ({store.name}): {splits}")

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lsm_cli.data.assembling import Assembler
 from lsm_cli.data.batches import Batch
 from lsm_cli.engine import certainty, metrics, trace
 from lsm_cli.engine.calibration import curve
@@ -97,7 +98,15 @@ def _scored(
     return found[0] if len(found) == 1 else torch.cat(found)
 
 
-def validate(logits: np.ndarray, feed: Feed, index: np.ndarray, targets: list[str]) -> dict[str, Any]:
+def validated(setup: Setup) -> np.ndarray:
+    """The validation samples that are scored while training, the same every time: int64 [n], ascending."""
+    samples, most = len(setup.store.samples("valid")), setup.recipe.train.valid_samples
+    if samples <= most:
+        return np.arange(samples)
+    return np.sort(np.random.default_rng(0).permutation(samples)[:most])
+
+
+def validate(logits: np.ndarray, feed: Feed | Assembler, index: np.ndarray, targets: list[str]) -> dict[str, Any]:
     """Metrics per target on some samples."""
     user = np.asarray(feed.user[index])
     found = {}
@@ -106,6 +115,34 @@ def validate(logits: np.ndarray, feed: Feed, index: np.ndarray, targets: list[st
         seen = label >= 0
         found[target] = metrics.summary(label[seen], logits[seen, column], user[seen])
     return found
+
+
+def quality(setup: Setup, found: dict[str, Any]) -> float:
+    """The recipe's metric in the mean over targets, as they weigh in its loss; larger is better.
+
+    Args:
+        found: of `validate`.
+
+    Raises:
+        InputError: it is not known for any target that weighs.
+    """
+    name, weights = setup.recipe.train.metric, setup.recipe.train.weights
+    value = metrics.over_targets(found, name, weights)
+    if value is None:
+        why = f"{'no user has' if name == 'gauc' else 'they have not'} both classes; use train.metric=logloss"
+        if not any(entry["n"] and weights.get(target, 1.0) for target, entry in found.items()):
+            why = "no target that is trained was observed there; name another in data.targets"
+        raise InputError(
+            f"{setup.store.path}: train.metric = {name!r} cannot be computed on the validation samples: {why}"
+        )
+    return value * (-1 if name == "logloss" else 1)
+
+
+def check_metric(setup: Setup) -> None:
+    """Raise InputError if the recipe's metric is known of no scores at all: the validation labels say so beforehand."""
+    labels, index = setup.assembler("valid"), validated(setup)
+    blank = np.zeros((len(index), len(setup.targets)), np.float32)
+    quality(setup, validate(blank, labels, index, setup.targets))
 
 
 def evaluate(

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import numpy as np
 
 
@@ -103,3 +106,15 @@ def summary(label: np.ndarray, logit: np.ndarray, user: np.ndarray) -> dict[str,
         "n": len(label),
         "positives": int(np.sum(label)),
     }
+
+
+def over_targets(found: Mapping[str, Mapping[str, Any]], name: str, weights: Mapping[str, float]) -> float | None:
+    """A metric in the weighted mean over the targets for which it is known; None = for none that counts.
+
+    Args:
+        found: target -> its `summary`.
+        weights: target -> weight, at least 0; 1 where not named.
+    """
+    known = {target: entry[name] for target, entry in found.items() if entry[name] is not None}
+    weight = [weights.get(target, 1.0) for target in known]
+    return float(np.average([*known.values()], weights=weight)) if any(weight) else None

@@ -20,7 +20,7 @@ from lsm_cli import recipe as recipes
 from lsm_cli.data.aside import share
 from lsm_cli.data.store import Store
 from lsm_cli.engine.environment import environment
-from lsm_cli.engine.trail import LEDGER, LOCK, METRICS, STATE, WEIGHTS, study_of, unlike
+from lsm_cli.engine.trail import LEDGER, LOCK, METRICS, STATE, WEIGHTS, read_lines, study_of, unlike
 from lsm_cli.errors import InputError, LsmError
 from lsm_cli.options import SECTIONS, Recipe
 
@@ -223,9 +223,16 @@ class RunFolder:
             raise NotWrittenError(message) from None
 
     def append_ledger(self, line: dict[str, Any]) -> None:
-        """One line per run beside the run folders; appended under a lock, as runs may end together."""
-        with open(self.path.parent / LEDGER, "a+b") as ledger:
+        """One line per run beside the run folders; appended under a lock, as runs may end together.
+
+        A run that was killed behind its line, or is resumed when all is done, has it already.
+        """
+        file = self.path.parent / LEDGER
+        with open(file, "a+b") as ledger:
             fcntl.flock(ledger, fcntl.LOCK_EX)
+            same = (one for one in read_lines(file, []) if Path(str(one.get("run"))).name == self.path.name)
+            if line["started"] and line["started"] in [one.get("started") for one in same]:
+                return
             ledger.seek(max(0, ledger.seek(0, os.SEEK_END) - 1))
             broken = ledger.read(1) not in (b"", b"\n")  # a full disk or a kill cut the last line short
             ledger.write((b"\n" if broken else b"") + json.dumps(line).encode() + b"\n")

@@ -24,12 +24,14 @@ from lsm_cli.models.heads import groups
 from lsm_cli.models.ranking import RankingModel
 from lsm_cli.models.scorer import Scorer
 from lsm_cli.models.two_tower import TwoTower, sides
-from lsm_cli.options import ENCODED, SEARCHING, Recipe
+from lsm_cli.options import BY_ATTENTION, ENCODED, SEARCHING, Recipe
 from lsm_cli.search.hard import ANY, HardOptions
 from lsm_cli.search.matches import MatchStatistics
 from lsm_cli.search.plan import hard_options
 
 RESIDENT_SHARE = 0.25  # of a GPU's memory, that a store's columns may take
+LAYERLESS = ("none", "mean", "din", "tin", "mhta", "sdim")  # readers without layers
+HEADED = ("mhta", "bst", "hstu", "stca", "sasrec")  # readers with model.block_heads
 EVERYTHING = 1 << 40  # behaviours, more than anybody has
 
 
@@ -49,11 +51,13 @@ class Setup:
         """Resolve field and target names against the store.
 
         Raises:
-            InputError: a name that the store does not have.
+            InputError: a name that the store does not have or that is there twice, or nothing to train.
         """
         names = _known(recipe.data.fields, list(store.fields), "data.fields", store)
         targets = _known(recipe.data.targets, store.targets, "data.targets", store)
         _known(list(recipe.train.weights), targets, "train.weights", store)
+        if not any(recipe.train.weights.get(target, 1.0) for target in targets):
+            raise InputError("train.weights: every target that is trained has weight 0; give one of them more")
         statistics = store.statistics if recipe.data.statistics else []
         seen = [store.fields[name] for name in names if store.fields[name].in_history]
         groups(recipe.model.heads, with_graph(seen, recipe.model.graph_dim), bool(recipe.model.temporal))
@@ -85,20 +89,25 @@ class Setup:
                 part.sparse = engine.sparse_rows
 
     def model(self) -> Scorer:
-        categories = self.store.category_rows if self.store.depth else None
-        if self.recipe.model.sequence == "sasrec":
-            shown = self._shown() if self.recipe.train.softmax else None
-            towers = TwoTower(self.recipe, self.fields, len(self.targets), len(self.statistics), categories, shown)
-            return self._placed(towers)
-        found = self.match_statistics()
-        matches = len(found.names) if found else 0
-        model = RankingModel(self.recipe, self.fields, len(self.targets), len(self.statistics), categories, matches)
+        model = self._towers() if self.recipe.model.sequence == "sasrec" else self._ranking()
         self.activate(model)
-        return self._placed(model)
-
-    def _placed(self, model: Scorer) -> Scorer:
         with lasting(self.compute.device, self.recipe.engine):
             return model.to(self.compute.device)
+
+    def _towers(self) -> Scorer:
+        shown = self._shown() if self.recipe.train.softmax else None
+        return TwoTower(self.recipe, self.fields, len(self.targets), len(self.statistics), self._category_rows, shown)
+
+    def _ranking(self) -> Scorer:
+        found = self.match_statistics()
+        matches = len(found.names) if found else 0
+        return RankingModel(
+            self.recipe, self.fields, len(self.targets), len(self.statistics), self._category_rows, matches
+        )
+
+    @property
+    def _category_rows(self) -> np.ndarray | None:
+        return self.store.category_rows if self.store.depth else None
 
     def item_vectors(self) -> torch.Tensor:
         """The item graph's vectors, float32 [item rows, graph_dim], from the training trajectories."""
@@ -124,13 +133,40 @@ class Setup:
     def _request_decisions(self) -> list[str]:
         """Whether candidates of a request share its history in training, or could where that is worth most."""
         search, each = self.recipe.search, candidates_per_request(self.store, "train")
-        if each < 2 or not self.recipe.engine.share_histories or search.source or search.method != "none":
+        together, shares = self.recipe.train.shuffle == "requests", self.recipe.engine.share_histories
+        if search.source or search.method != "none":
+            scored = shares and not search.source and search.method in BY_ATTENTION
+            gain = "a history is scored for all of them at once" if scored else "only the order is another"
+            found = f"requests   stay together, and each candidate reads what is found for it: {gain}"
+            return [found] if together else []
+        if each < 2 or not shares:
             return []
-        if self.recipe.train.shuffle == "requests":
+        if together:
             return [f"requests   stay together: {each:.1f} candidates read one history"]
         if self.recipe.model.sequence in ENCODED:
             return [f"requests   of {each:.1f} candidates: with train.shuffle=requests they share one reading"]
         return []
+
+    def _ignored(self) -> list[str]:
+        """Options of the model that the recipe sets and that change nothing in it."""
+        model, search, standard = self.recipe.model, self.recipe.search, type(self.recipe.model)()
+        reasons: dict[str, str] = {}
+        if search.source or search.method != "none":
+            reasons["max_len"] = "a search reads what it finds; search.reach says how far back"
+        if model.sequence == "none" or not model.temporal:
+            reasons["time_tables"] = "no time is encoded"
+        if model.sequence in LAYERLESS:
+            reasons["layers"] = f"{model.sequence} has none"
+        if model.sequence not in HEADED:
+            reasons["block_heads"] = f"{model.sequence} has none of these"
+        if model.sequence != "stacked_tin":
+            stack = ("stack_output", "stack_residual", "stack_feed_forward")
+            reasons |= dict.fromkeys(stack, f"{model.sequence} is no stack")
+        return [
+            f"ignored    model.{key} = {getattr(model, key)}: {why}"
+            for key, why in reasons.items()
+            if getattr(model, key) != getattr(standard, key)
+        ]
 
     def _search_decisions(self) -> list[str]:
         model, search = self.recipe.model, self.recipe.search
@@ -209,7 +245,7 @@ class Setup:
     def hard_options(self) -> HardOptions:
         """The hard search of the recipe."""
         options = self.recipe.search
-        top_k = min(options.hard_k, options.top_k) if options.method == "hybrid" else options.top_k
+        top_k = options.hard_k if options.method == "hybrid" else options.top_k
         return hard_options(options, self.store, [field.name for field in self.fields], top_k)
 
     @property
@@ -266,7 +302,7 @@ class Setup:
             f"tables     {sum(field.rows for field in self.fields):,} rows x {model.dim}, {train.table_optimizer}, "
             f"lr {train.table_lr:g}; dense lr {train.lr:g}"
         )
-        return lines + tiers.decisions(self.recipe, self.fields)
+        return lines + tiers.decisions(self.recipe, self.fields) + self._ignored()
 
 
 def candidates_per_request(store: Store, split: str) -> float:
@@ -289,7 +325,9 @@ def parameters(model: torch.nn.Module) -> int:
 
 
 def _known(asked: list[str], available: list[str], key: str, store: Store) -> list[str]:
-    for name in asked:
+    for place, name in enumerate(asked):
+        if name in asked[:place]:
+            raise InputError(f"{key}: {name!r} is there twice; name it once")
         if name not in available:
             near = difflib.get_close_matches(name, available, n=1)
             hint = f"did you mean {near[0]!r}? " if near else ""

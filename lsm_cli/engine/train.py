@@ -53,6 +53,8 @@ class Position:
     samples: int = 0
     loss: float = 0.0  # summed since the last look at it
     pending: int = 0  # steps in that sum
+    seen: float = 0.0  # loss summed from the last validation to the last look
+    counted: int = 0  # steps in that sum
     pieces: int = 1  # in which a step goes, so that it fits in memory
 
 
@@ -156,17 +158,21 @@ class Trainer:
             self.at.pending += 1
             last = number + 1 == len(batches)
             look = self.at.pending == CHECK_STEPS or last or self.at.step in validate_at
-            mean = float(loss) / self.at.pending if look else 0.0  # waits for the device
+            summed = float(loss) if look else 0.0  # waits for the device
             self.at.seconds += time.perf_counter() - started
             self.progress.advance(len(batches[number]))
             if look:
-                self._check(mean)
+                self._check(summed / self.at.pending)
+                self.at.seen += summed
+                self.at.counted += self.at.pending
                 loss.zero_()
                 self.at.pending = 0
             self.at.epoch += last
             self.at.finished = self.at.epoch == self.options.epochs
             self.at.loss = 0.0
             if self.at.step in validate_at:
+                mean = self.at.seen / self.at.counted
+                self.at.seen, self.at.counted = 0.0, 0
                 self._validate(mean)
             if self.at.finished:
                 return
@@ -256,14 +262,17 @@ class Trainer:
         }
 
     def _validate(self, loss: float) -> None:
-        index = np.arange(len(self.valid))
-        if len(index) > self.options.valid_samples:
-            index = np.sort(np.random.default_rng(0).permutation(len(index))[: self.options.valid_samples])
+        """Score, log and save.
+
+        Args:
+            loss: of training, mean of the steps since the last validation.
+        """
+        index = evaluate.validated(self.setup)
         started = time.perf_counter()
         with self.dense.averaged():
             logits = evaluate.score(self.model, self.valid, self.setup.compute, index)
             found = evaluate.validate(logits, self.valid, index, self.setup.targets)
-            quality = self._quality(found)
+            quality = evaluate.quality(self.setup, found)
             better = self.at.best is None or quality > self.at.best
             if better:
                 self.at.best, self.at.worse = quality, 0
@@ -291,17 +300,6 @@ class Trainer:
         """Passes over the data so far."""
         epoch = bisect.bisect_right(self.plan.start, self.at.step - 1) - 1
         return epoch + (self.at.step - self.plan.start[epoch]) / self.plan.steps(epoch)
-
-    def _quality(self, found: dict[str, Any]) -> float:
-        """The recipe's metric, averaged over targets; larger is better."""
-        name = self.options.metric
-        values = [entry[name] for entry in found.values() if entry[name] is not None]
-        if not values:
-            raise InputError(
-                f"{self.setup.store.path}: train.metric = {name!r} cannot be computed on the validation samples (no "
-                "user has both classes); use train.metric=logloss"
-            )
-        return float(np.mean(values)) * (-1 if name == "logloss" else 1)
 
     def _check(self, loss: float) -> None:
         if not math.isfinite(loss):

@@ -30,8 +30,9 @@ class HSTU(nn.Module):
     information here; the paper gives actions positions of their own, and trains on every position. A match adds its
     bias where the candidate attends. The candidate's last state is what the head sees.
 
-    Queries and keys start alike, so that like attends to like from the first step on; it takes an epoch to find out
-    otherwise. Retail, one seed, last 50, whole requests: GAUC .714 so, .641 with chance in both.
+    The weights of queries and keys start alike, their biases by chance, so that like attends to like from the first
+    step on; it takes an epoch to find out otherwise. Retail, one seed, last 50, whole requests: GAUC .714 so, .641 with
+    chance in both.
 
     No behaviour sees a candidate: those of a request share its states (M-FALCON, §3.4), and in the last layer only
     candidates ask. SiLU is no softmax, so no fused kernel: among behaviours A is written out, `CELLS` of it at a time,

@@ -226,6 +226,8 @@ def sides(options: ModelOptions, fields: Sequence[Field]) -> tuple[list[str], li
         for name in asked:
             if name not in names:
                 raise InputError(f"model.{key}: {name!r} is no field of the candidates; there are {', '.join(names)}")
+    if "item" in options.request_fields:
+        raise InputError("model.request_fields: `item` is what the request is answered with; take it out")
     both = set(options.item_fields) & set(options.request_fields)
     if both:
         raise InputError(

@@ -70,11 +70,13 @@ def _behaviours(setup: Setup) -> dict[str, Any]:
         methods = _with(["none", "hard"], search.method)
     table: dict[str, Any] = {"search.method": methods} if len(methods) > 1 else {}
     longest = int(np.diff(setup.store.offsets).max(initial=0))
-    for key, value, most, when in (
-        ("search.top_k", search.top_k, 100_000, SEARCHES),
-        ("model.max_len", model.max_len, 1_000_000, DOES_NOT),
+    hard = search.hard_k if search.method == "hybrid" else 1
+    for key, value, least, most, when in (
+        ("search.top_k", search.top_k, hard, 100_000, SEARCHES),
+        ("model.max_len", model.max_len, 1, 1_000_000, DOES_NOT),
     ):
-        choices = [n for n in _around(value, most) if n == value or min(n, value) < longest]  # more is all there is
+        around = [n for n in _around(value, most) if n >= least]
+        choices = [n for n in around if n == value or min(n, value) < longest]  # more is all there is
         if len(choices) > 1 and ("none" in methods if when is DOES_NOT else methods != ["none"]):
             table[key] = {"choices": choices, "when": when} if len(methods) > 1 else choices
     return table

@@ -14,14 +14,15 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import optuna
 import torch
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import Trial
 
 from lsm_cli.data.store import Store
+from lsm_cli.engine import metrics
 from lsm_cli.engine.device import Compute, peak_memory
+from lsm_cli.engine.evaluate import check_metric
 from lsm_cli.engine.run import STATE, WEIGHTS, NotWrittenError, RunFolder
 from lsm_cli.engine.setup import Setup, parameters
 from lsm_cli.engine.trail import TRIALS
@@ -70,6 +71,7 @@ def _perform(tuning: Tuning, trial: Trial, store: Store, stop: Callable[[], bool
     try:
         recipe = applied(plan.recipe, chosen, name=f"{plan.recipe.name}-{trial.number:04d}")
         setup = Setup.of(recipe, store)
+        check_metric(setup)
     except InputError as error:
         return tuning.refuse(trial, "; ".join(line.removeprefix("recipe: ") for line in str(error).splitlines()))
     run = _opened(folder_of(tuning.folder, trial.number), recipe, store)
@@ -95,7 +97,7 @@ def _train(
         if plan.several:
             return
         if validation not in trial.storage.get_trial(trial._trial_id).intermediate_values:
-            trial.report(abs(line["metric"]), validation)
+            trial.report(_mean(line, plan.recipe.train.metric, plan.recipe), validation)
         if trial.should_prune() and "origin" not in trial.user_attrs:  # what all are compared with runs to its end
             trial.set_user_attr("pruned", validation)
             raise optuna.TrialPruned
@@ -113,7 +115,7 @@ def _train(
             ended = {"parameters": parameters(trainer.model)}
         finally:
             trainer.tracking.finish(ended)
-        found = judged(trainer, plan.recipe.train.metric)
+        found = judged(trainer, plan.recipe)
         found["memory"] = peak_memory(setup.compute.device)
         values = [found[objective.name] for objective in plan.objectives]
         if not all(map(math.isfinite, values)):
@@ -153,18 +155,24 @@ def _opened(folder: Path, recipe: Recipe, store: Store) -> RunFolder:
     return RunFolder.start(folder, recipe, store, resume=True)
 
 
-def judged(trainer: Trainer, metric: str) -> dict[str, Any]:
-    """Quality at the best validation, and what the run cost."""
+def judged(trainer: Trainer, recipe: Recipe) -> dict[str, Any]:
+    """Quality at the best validation, and what the run cost.
+
+    Args:
+        recipe: of the study; targets count as they weigh in its loss, whatever they weigh in the trial's.
+    """
     best = next(line for line in reversed(trainer.history) if line["best"])
-    found: dict[str, Any] = {}
-    for name in ("gauc", "auc", "logloss"):
-        values = [entry[name] for entry in best["valid"].values() if entry[name] is not None]
-        found[name] = float(np.mean(values)) if values else math.nan
-    found[metric] = abs(best["metric"])
+    found: dict[str, Any] = {name: _mean(best, name, recipe) for name in ("gauc", "auc", "logloss")}
     found["valid"] = best["valid"]
     found["samples_per_second"] = trainer.at.samples / max(trainer.at.seconds, 1e-9)
     found["parameters"] = parameters(trainer.model)
     return found
+
+
+def _mean(line: dict[str, Any], name: str, recipe: Recipe) -> float:
+    """A metric of a validation, nan where it is not known."""
+    value = metrics.over_targets(line["valid"], name, recipe.train.weights)
+    return math.nan if value is None else value
 
 
 def _reset_peak(compute: Compute) -> None:

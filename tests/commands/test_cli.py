@@ -9,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 from typer.testing import CliRunner, Result
 
@@ -104,6 +105,9 @@ BAD = {
     "unknown field": (["-r", "tin", 'data.fields=["itm"]'], "did you mean 'item'?"),
     "unknown target": (["-r", "tin", 'data.targets=["clck"]'], "did you mean 'click'?"),
     "weight of an unknown target": (["-r", "tin", "train.weights={buy=2}"], "train.weights"),
+    "a field twice": (["-r", "tin", 'data.fields=["item","item"]'], "data.fields: 'item' is there twice"),
+    "a target twice": (["-r", "tin", 'data.targets=["click","click"]'], "data.targets: 'click' is there twice"),
+    "nothing to train": (["-r", "tin", "train.weights={click=0,order=0}"], "every target that is trained has weight 0"),
     "no GPU": (["-r", "tin", "train.device=cuda"], "no CUDA device"),
     "fp16 on the CPU": (["-r", "tin", "train.device=cpu", "train.precision=fp16"], "bf16 or fp32"),
 }
@@ -116,6 +120,31 @@ def test_bad_training_input_is_one_sentence(case: str, small_store: Path, tmp_pa
     result = _lsm("train", "--data", small_store, "--out", out, *arguments)
     assert result.exit_code == 2, result.output
     assert words in result.stderr and "Traceback" not in result.output
+    assert not out.exists(), "nothing half-written"
+
+
+UNKNOWN = {
+    "nobody has both": ({"click": "user", "order": "user"}, [], "no user has both classes; use train.metric=logloss"),
+    "only by a target of weight 0": ({"click": "user"}, ["train.weights={order=0}"], "no user has both classes"),
+    "one class": ({"click": 1, "order": 1}, ["train.metric=auc"], "they have not both classes; use train.metric=log"),
+    "nothing observed": ({"click": -1, "order": -1}, ["train.metric=logloss"], "was observed there; name another in"),
+    "not what is trained": ({"order": -1}, ['data.targets=["order"]'], "was observed there; name another in"),
+}
+
+
+@pytest.mark.parametrize("case", UNKNOWN)
+def test_a_metric_that_validation_labels_do_not_allow_is_refused(tmp_path: Path, case: str) -> None:
+    from tests.small import write_store
+
+    labels, overrides, words = UNKNOWN[case]
+    store, out = write_store(tmp_path / "store"), tmp_path / "run"
+    user = np.load(store / "samples/valid/user.npy")
+    for target, label in labels.items():
+        values = user % 2 if label == "user" else np.full(len(user), label)
+        np.save(store / f"samples/valid/label.{target}.npy", values.astype(np.int8))
+    result = _lsm("train", "-r", "tin", "--data", store, "--out", out, *SMALL, *overrides)
+    assert result.exit_code == 2, result.output
+    assert words in result.stderr and len(result.stderr.splitlines()) == 1
     assert not out.exists(), "nothing half-written"
 
 

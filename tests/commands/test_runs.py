@@ -135,6 +135,15 @@ def test_nothing_that_is_damaged_breaks_the_table(runs: Path, file: str, content
     assert (name in _lsm("runs", runs).stderr) != unsaid
 
 
+def test_a_run_killed_before_its_result_has_one_line_in_the_ledger(small_store: Path, tmp_path: Path) -> None:
+    command = ["train", "-r", "dnn", "--data", small_store, "--out", tmp_path / "run", *SMALL]
+    assert _lsm(*command).exit_code == 0
+    line = (tmp_path / "ledger.jsonl").read_bytes()
+    (tmp_path / "run" / "result.json").unlink()
+    assert _lsm(*command, "--resume").exit_code == 0
+    assert (tmp_path / "run" / "result.json").is_file() and (tmp_path / "ledger.jsonl").read_bytes() == line
+
+
 def test_the_ledger_is_mended_by_the_next_line(runs: Path, small_store: Path) -> None:
     """A line that a full disk cut short costs that line, not the next one."""
     ledger = runs / "ledger.jsonl"

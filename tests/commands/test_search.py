@@ -11,7 +11,7 @@ from typer.testing import CliRunner, Result
 
 from lsm_cli.main import app
 
-SMALL = ["train.epochs=1", "train.batch_size=64", "train.threads=1", "search.top_k=5"]
+SMALL = ["train.epochs=1", "train.batch_size=64", "train.threads=1", "search.top_k=5", "search.hard_k=2"]
 
 
 def _lsm(*arguments: object) -> Result:

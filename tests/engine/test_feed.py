@@ -89,7 +89,8 @@ def test_another_history_is_searched_in_the_shuffled_control(small_store: Path) 
 
 @pytest.mark.parametrize("name", ["hier_hard", "dare", "hybrid"])
 def test_trains_and_learns_from_what_was_found(small_store: Path, name: str, tmp_path: Path) -> None:
-    setup = _setup(small_store, name, "search.top_k=10", "train.epochs=3", "train.lr=5e-3", "model.evidence=true")
+    own = ["search.top_k=10", "search.hard_k=5", "train.epochs=3", "train.lr=5e-3", "model.evidence=true"]
+    setup = _setup(small_store, name, *own)
     run = RunFolder.start(tmp_path / "run", setup.recipe, setup.store, resume=False)
     trainer = Trainer(setup, run)
     before = [space.bank.tables[0].weight.clone() for space in trainer.model.spaces]

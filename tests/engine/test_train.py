@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from lsm_cli import recipe as recipes
+from lsm_cli.data.batches import Batch
 from lsm_cli.data.store import Store
 from lsm_cli.data.tiny import write_store
 from lsm_cli.engine import schedule
@@ -17,7 +18,7 @@ from lsm_cli.engine.device import Compute
 from lsm_cli.engine.evaluate import evaluate
 from lsm_cli.engine.run import RunFolder
 from lsm_cli.engine.setup import Setup
-from lsm_cli.engine.train import Trainer
+from lsm_cli.engine.train import InterruptedRunError, Trainer
 from lsm_cli.errors import InputError
 
 SMALL = ["train.batch_size=64", "train.threads=1", "model.max_len=20", "model.hidden=[16]", "train.epochs=2"]
@@ -126,6 +127,40 @@ def test_the_best_validation_picks_the_weights(small_store: Path, tmp_path: Path
     assert mean == pytest.approx(abs(trainer.at.best), rel=1e-5)
     best = min if metric == "logloss" else max
     assert abs(trainer.at.best) == best(abs(line["metric"]) for line in trainer.history)
+
+
+@pytest.mark.parametrize(("weights", "order"), [("{order=0}", 0.0), ("{order=3}", 0.75), ("{}", 0.5)])
+def test_targets_pick_the_weights_as_they_weigh(small_store: Path, tmp_path: Path, weights: str, order: float) -> None:
+    trainer = _trained(small_store, tmp_path / "run", f"train.weights={weights}", "train.metric=auc")
+    for line in trainer.history:
+        found = {target: entry["auc"] for target, entry in line["valid"].items()}
+        assert line["metric"] == pytest.approx((1 - order) * found["click"] + order * found["order"])
+
+
+def test_train_loss_is_the_mean_since_the_last_validation(
+    small_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lsm_cli.engine.train.CHECK_STEPS", 2)
+    store, options = Store.open(small_store), recipes.load("tin", [*SMALL, "train.epochs=1"])
+    run = RunFolder.start(tmp_path / "run", options, store, resume=False)
+    losses, trainer = list[float](), Trainer(Setup.of(options, store), run)
+    step = Trainer._step
+
+    def kept(self: Trainer, batch: Batch) -> torch.Tensor:
+        loss = step(self, batch)
+        losses.append(float(loss))
+        return loss
+
+    monkeypatch.setattr(Trainer, "_step", kept)
+    trainer.stop = lambda: trainer.at.step == 8  # between a look and a validation
+    with pytest.raises(InterruptedRunError):
+        trainer.fit()
+    again = Trainer(Setup.of(options, store), run)
+    again.fit()
+    run.close()
+    assert len(losses) == 10 and [line["step"] for line in again.history] == [5, 10]
+    for line in again.history:
+        assert line["train_loss"] == pytest.approx(np.mean(losses[line["step"] - 5 : line["step"]]))
 
 
 def test_a_target_with_weight_zero_teaches_nothing(small_store: Path, tmp_path: Path) -> None:

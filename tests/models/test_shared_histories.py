@@ -213,6 +213,11 @@ def test_what_is_shared_is_said(small_store: Path, tmp_path: Path) -> None:
         file = slates / "samples" / "train" / f"{name}.npy"
         np.save(file, np.repeat(np.load(file)[::3], 3))
     assert said(slates, "stca") == ["requests   of 3.0 candidates: with train.shuffle=requests they share one reading"]
-    assert not said(slates, "tin") and not said(slates, "hier_hard", together)
+    assert not said(slates, "tin") and not said(slates, "hier_hard")
+    found = "requests   stay together, and each candidate reads what is found for it"
+    alone = f"{found}: only the order is another"
+    assert said(slates, "hier_hard", together) == said(slates, "tin", together, "search.from=found") == [alone]
+    assert said(slates, "twin", together, "engine.share_histories=false") == [alone]
+    assert said(slates, "twin", together) == [f"{found}: a history is scored for all of them at once"]
     assert said(slates, "tin", together) == ["requests   stay together: 3.0 candidates read one history"]
     assert not said(slates, "tin", together, "engine.share_histories=false")

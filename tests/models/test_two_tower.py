@@ -223,6 +223,7 @@ def test_what_follows_is_guessed_without_the_candidates(small_store: Path) -> No
         (['model.item_fields=["brand"]'], "'brand' is no field of the candidates"),
         (['model.request_fields=["action"]'], "'action' is no field of the candidates"),
         (['model.item_fields=["scenario"]', 'model.request_fields=["scenario"]'], "already"),
+        (['model.request_fields=["item"]'], "model.request_fields: `item` is what the request is answered with"),
         (['data.fields=["category1","scenario"]'], "add `item` to data.fields"),
     ],
 )
@@ -235,6 +236,12 @@ def test_what_would_break_the_towers_is_refused(small_store: Path, overrides: li
 def test_what_teaches_towers_needs_towers(key: str) -> None:
     with pytest.raises(InputError, match=rf"{key}: only sasrec"):
         recipes.load("tin", [f"{key}=1"])
+
+
+@pytest.mark.parametrize("key", ["model.item_fields", "model.request_fields"])
+def test_what_tells_the_sides_apart_needs_sides(key: str) -> None:
+    with pytest.raises(InputError, match=rf"{key}: only sasrec"):
+        recipes.load("tin", [f'{key}=["scenario"]'])
 
 
 def test_sides_are_said(small_store: Path) -> None:

@@ -31,7 +31,8 @@ def _drawn(option: Option, luck: random.Random) -> Any:
 
 @pytest.mark.parametrize("name", recipes.shipped())
 def test_it_holds_the_recipe_and_every_draw_of_it_is_a_recipe(name: str, small_store: Path) -> None:
-    recipe, store = recipes.load(name, [*SHORT, "model.max_len=20", "search.top_k=10"]), Store.open(small_store)
+    small = [*SHORT, "model.max_len=20", "search.top_k=10", "search.hard_k=7"]
+    recipe, store = recipes.load(name, small), Store.open(small_store)
     found = space.parse(default(Setup.of(recipe, store)))
     assert found.of(recipe) is not None and not found.idle(recipe)
     assert {"train.lr", "model.dim"} <= {option.key for option in found.options}
@@ -54,6 +55,8 @@ def test_the_variant_itself_is_in_it(small_store: Path) -> None:
     assert found["search.top_k"] == {"choices": [5, 10, 20], "when": "search.method!=none"}
     assert found["model.max_len"] == {"choices": [10, 20, 40], "when": "search.method=none"}
     assert "soft" in _default(small_store, "twin")["search.method"]
+    hybrid = _default(small_store, "hybrid", "search.top_k=10", "search.hard_k=7")
+    assert hybrid["search.top_k"]["choices"] == [10, 20]  # 7 of 5 cannot be
     own = _default(small_store, "tin", 'model.heads=[["item"],["time"]]')
     assert own["model.heads"] == [[], "auto", [["item"], ["time"]]]
     assert _default(small_store, "sasrec", "train.next_item=3")["train.next_item"] == [0, 1, 3]

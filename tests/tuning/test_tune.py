@@ -97,6 +97,16 @@ def test_what_a_study_leaves(study: tuple[Path, dict[str, Any]]) -> None:
     assert sum(gauc) / len(gauc) == pytest.approx(value["best"]["value"]) and same["peak_memory_bytes"] > 0
 
 
+def test_trials_of_other_loss_weights_are_judged_alike(small_store: Path, tmp_path: Path) -> None:
+    out = tmp_path / "study"
+    space = ["--space", "train.weights={},{order=5}"]
+    assert tune(small_store, out, "--trials", 2, space=space).exit_code == 0
+    for trial in trials(out):
+        best = json.loads((out / "trials" / f"{trial.number:04d}" / "result.json").read_text())
+        gauc = [entry["gauc"] for entry in best["valid"].values()]
+        assert trial.value == pytest.approx(sum(gauc) / 2), "the mean by the weights of the study's recipe"
+
+
 def test_the_same_seed_repeats_and_another_does_not(
     study: tuple[Path, dict[str, Any]], small_store: Path, tmp_path: Path
 ) -> None:
