@@ -31,7 +31,8 @@ KEYS = ("auc", "gauc", "logloss", "calibration")
 def run(
     store: Path, recipe: str, length: int, seed: int, threads: int, shuffled: bool, common: list[str]
 ) -> dict[str, Any]:
-    """Train one recipe and test it; metrics of the first target, and of each where there are several."""
+    """Train one recipe and test it; metrics of the first target, and of each where there are several. Two towers are
+    also asked for every positive among the whole catalogue."""
     with tempfile.TemporaryDirectory() as folder:
         out = f"{folder}/run"
         name, *overrides = recipe.split()
@@ -46,6 +47,9 @@ def run(
             key: value[key]
             for key in ("samples_per_second", "scoring_samples_per_second", "peak_memory_bytes", "parameters", "steps")
         }
+        if towers(name, overrides):
+            asked = call(["eval", out, "--json", "-q"])["test"]
+            found["retrieval"] = {target: test["retrieval"] for target, test in asked.items()}
         if shuffled:
             other = next(iter(call(["eval", out, "--shuffle-history", "--json", "-q"])["shuffled"].values()))
             found["shuffled"] = {key: other[key] for key in KEYS}
@@ -57,6 +61,11 @@ def reads(recipe: str) -> bool:
     """Whether it has a history: else there is no length and nothing to shuffle."""
     name, *overrides = recipe.split()
     return recipes.load(name, overrides).model.sequence != "none"
+
+
+def towers(name: str, overrides: list[str]) -> bool:
+    """Whether it gives vectors of users and items."""
+    return recipes.load(name, overrides).model.sequence == "sasrec"
 
 
 def call(arguments: list[Any]) -> dict[str, Any]:
