@@ -14,6 +14,7 @@ from lsm_cli.models.history import Part
 
 LONGEST_SECONDS = 2 * 365 * 86_400.0
 LONGEST_RANK = 1_000_000.0
+PACE = 0.3  # of a residual, against that of the table it is added to
 
 
 class TemporalEncoding(nn.Module):
@@ -21,8 +22,9 @@ class TemporalEncoding(nn.Module):
 
     Row 0 of each table is p^τ(0), the candidate's own place in time. Target-decoupled positional encoding (Tencent,
     arXiv 2510.21714): orders reach back weeks, installs hours, so each optimisation target τ may have tables of its
-    own, which start alike. A target with few positives learns its own too slowly: then it has only a residual of its
-    own, from zero, on a table that all share.
+    own, which start alike: p^τ. Few samples teach a target no table: it then does better with p + `PACE` · r^τ, a
+    residual from zero that moves slowly, on a table that all share (`benchmarks/few_shot.py`; at full pace a residual
+    was no better than a table).
 
     Args:
         width: of the representation that the encoding is added to.
@@ -61,7 +63,7 @@ class TemporalEncoding(nn.Module):
         found = found[target] if target is not None and len(found) > 1 else found.mean(0)
         if kind in self.residuals:
             residual = self.residuals[kind]
-            found = found + (residual.mean(0) if target is None else residual[target])
+            found = found + PACE * (residual.mean(0) if target is None else residual[target])
         return found
 
     def origin(self, target: int | None) -> Tensor:
