@@ -41,13 +41,13 @@ def table(results: dict[str, dict[str, float]], shares: list[float]) -> str:
             values = [entry["order"] for key, entry in results.items() if key.startswith(f"{share}/{name}@")]
             spread = f" ± {statistics.stdev(values):.4f}" if len(values) > 1 else ""
             cells.append(f"{statistics.mean(values):.4f}{spread}" if values else "")
-        lines.append(f"| {share:.0%} | {' | '.join(cells)} |")
+        lines.append(f"| {share:.1%} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--shares", nargs="+", type=float, default=[1.0, 0.1, 0.02, 0.005])
+    parser.add_argument("--shares", nargs="+", type=float, default=[1.0, 0.02, 0.005])
     parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3])
     parser.add_argument("--users", type=int, default=USERS)
     parser.add_argument("--out", type=Path, required=True)
