@@ -84,22 +84,6 @@ def test_tin_equals_the_literal_sum(small_store: Path) -> None:
             torch.testing.assert_close(seen["output"][sample], literal, rtol=1e-4, atol=1e-5)
 
 
-def test_din_equals_its_equation(small_store: Path) -> None:
-    """The folded first layer equals the network on [ẽ, ṽ, ẽ - ṽ, ẽ ⊙ ṽ] (arXiv 1706.06978)."""
-    setup, model = _model(small_store, "din")
-    batch = setup.assembler("valid").batch(np.arange(20))
-    seen = {}
-    model.reader.register_forward_hook(lambda module, inputs, output: seen.update(inputs=inputs, output=output))
-    with torch.no_grad():
-        _score(model, batch)
-        history, candidate, _query = seen["inputs"]
-        own, query = history.positions(), candidate[history.segments.row]
-        network = torch.nn.Sequential(model.reader.first, *model.reader.rest)
-        weight = network(torch.cat([own, query, own - query, own * query], 1))
-        literal = torch.zeros_like(candidate).index_add_(0, history.segments.row, weight * own)
-    torch.testing.assert_close(seen["output"], literal, rtol=1e-4, atol=1e-4)
-
-
 @pytest.mark.parametrize("name", RECIPES)
 def test_candidates_nobody_trained_on_are_scored(small_store: Path, name: str) -> None:
     setup, model = _model(small_store, name)
