@@ -37,7 +37,8 @@ class Graph:
 def training_ends(store: Store) -> np.ndarray:
     """Ticks, int64 [users], where each user's training period ends: at the last training request of all, or at their
     own first request of validation or test. That is earlier only where the split is not by time."""
-    ends = np.full(store.users, store.samples("train").column("time").max(initial=0), np.int64)
+    never = np.iinfo(np.int64).min  # ticks of a long span of time begin below zero
+    ends = np.full(store.users, store.samples("train").column("time").max(initial=never))
     for split, rows in store.splits.items():
         if split != "train" and rows:
             samples = store.samples(split)

@@ -78,6 +78,14 @@ def test_what_happens_after_training_changes_nothing(tmp_path: Path) -> None:
         assert np.array_equal(getattr(changed, name), getattr(earlier, name))
 
 
+def test_ticks_may_lie_below_zero(tmp_path: Path) -> None:
+    path = write_store(tmp_path / "store")
+    wanted = _literal(Store.open(path), 4)
+    for file in path.glob("**/time.npy"):
+        np.save(file, np.load(file) - 10_000)
+    assert _edges(item_graph(Store.open(path), 4)) == wanted
+
+
 def test_a_split_by_time_needs_no_cut_but_one(tmp_path: Path) -> None:
     path = write_store(tmp_path / "store")
     for number, split in enumerate(("train", "valid", "test")):
