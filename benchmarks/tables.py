@@ -110,11 +110,10 @@ def worlds() -> str:
         )
         closed = [(best - low) / (top - low) for low, best, top in zip(plain, matching, truth, strict=True)]
         spread = f" ± {statistics.stdev(closed):.0%}" if len(closed) > 1 else ""
-        costs = [
-            held[f"control/{world}@{seed}"]["auc"] - held[f"control/tin@{seed}"]["auc"]
-            for seed in seeds
-            if f"control/{world}@{seed}" in held
-        ]
+        # domains are in the logs: `tin` on all of them has the idea
+        own, rival = ("tin", "tin on ads_only") if world == "domains" else (world, "tin")
+        pairs = [(f"control/{own}@{seed}", f"control/{rival}@{seed}") for seed in seeds]
+        costs = [held[one]["auc"] - held[other]["auc"] for one, other in pairs if {one, other} <= held.keys()]
         cells = [short(statistics.mean(values), 3) for values in (plain, matching, truth)]
         cells += [f"{statistics.mean(closed):.0%}{spread}", short(statistics.mean(costs), 4, "+") if costs else ""]
         rows.append([f"`{world}`: {cause}", idea, *cells])

@@ -1,8 +1,8 @@
 """The item graph: in how many trajectories of the training period two items occur close together.
 
-Only behaviours before the last training request count: whatever a model learns from the graph, it learns from no event
-that a validation or test sample could tell about. Users are counted, not pairs of behaviours, so that it is known what
-a pair is worth without any one of them.
+Of each user only behaviours before the last training request count, and before their own first request of validation or
+test: whatever a model learns from the graph, it learns from no event that a validation or test sample could tell about.
+Users are counted, not pairs of behaviours, so that it is known what a pair is worth without any one of them.
 """
 
 from __future__ import annotations
@@ -34,9 +34,16 @@ class Graph:
     count: np.ndarray
 
 
-def training_end(store: Store) -> int:
-    """Ticks of the last training request; behaviours before it belong to the training period."""
-    return int(store.samples("train").column("time").max(initial=0))
+def training_ends(store: Store) -> np.ndarray:
+    """Ticks, int64 [users], where each user's training period ends: at the last training request of all, or at their
+    own first request of validation or test. That is earlier only where the split is not by time."""
+    never = np.iinfo(np.int64).min  # ticks of a long span of time begin below zero
+    ends = np.full(store.users, store.samples("train").column("time").max(initial=never))
+    for split, rows in store.splits.items():
+        if split != "train" and rows:
+            samples = store.samples(split)
+            np.minimum.at(ends, samples.column("user"), samples.column("time"))
+    return ends
 
 
 def item_graph(store: Store, window: int, pairs: int = PAIRS, most: int = MOST) -> Graph:
@@ -53,26 +60,25 @@ def item_graph(store: Store, window: int, pairs: int = PAIRS, most: int = MOST) 
         most: neighbours kept of an item, the most frequent ones (of equals, the smaller id); an edge stays if either
             of its items keeps it.
     """
-    rows = store.fields["item"].rows
+    rows, ends = store.fields["item"].rows, training_ends(store)
     occurrences = np.zeros(rows, np.int64)
-    for item, _ in _trajectories(store, rows):
+    for item, _ in _trajectories(store, rows, ends):
         occurrences += np.bincount(item, minlength=rows)
     reach = np.cumsum(occurrences * 2 * window)
     edges, first = [], 0
     while first < rows:
         before = reach[first - 1] if first else 0
         last = max(first + 1, int(np.searchsorted(reach, before + pairs, side="right")))
-        edges.append(_strongest(*_count(store, rows, window, first, last), rows, most))
+        edges.append(_strongest(*_count(store, rows, ends, window, first, last), rows, most))
         first = last
     key, count = (np.concatenate(parts) for parts in zip(*edges, strict=True))
     return _symmetric(key, count, rows)
 
 
-def _trajectories(store: Store, rows: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+def _trajectories(store: Store, rows: int, ends: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """(item, user) of the training behaviours with a known item, int64 [n] each, chunk by chunk of whole users, which
     are numbered from 0 and so few that a pair of items and a user make one 64-bit key."""
-    end, offsets = training_end(store), store.offsets
-    items, times = store.column("item"), store.column("time")
+    offsets, items, times = store.offsets, store.column("item"), store.column("time")
     first, most = 0, max(1, (1 << 62) // rows**2)
     while first < store.users:
         last = max(first + 1, int(np.searchsorted(offsets, offsets[first] + EVENTS, side="right")) - 1)
@@ -80,15 +86,18 @@ def _trajectories(store: Store, rows: int) -> Iterator[tuple[np.ndarray, np.ndar
         part = slice(offsets[first], offsets[last])
         item = items[part].astype(np.int64)
         user = np.repeat(np.arange(last - first), np.diff(offsets[first : last + 1]))
-        known = (times[part] < end) & (item > MISSING) & (item < rows - 1)  # the last row is that of unknown items
+        known = (item > MISSING) & (item < rows - 1)  # the last row is that of unknown items
+        known &= times[part] < ends[first + user]
         yield item[known], user[known]
         first = last
 
 
-def _count(store: Store, rows: int, window: int, first: int, last: int) -> tuple[np.ndarray, np.ndarray]:
+def _count(
+    store: Store, rows: int, ends: np.ndarray, window: int, first: int, last: int
+) -> tuple[np.ndarray, np.ndarray]:
     """Pairs (item * rows + neighbour) of several users, with items in [first, last), ascending, and their users."""
     keys, counts = [], []
-    for item, user in _trajectories(store, rows):
+    for item, user in _trajectories(store, rows, ends):
         found, users = [], int(user[-1]) + 1 if len(user) else 1
         for lag in range(1, window + 1):
             left, right = item[:-lag], item[lag:]

@@ -77,7 +77,7 @@ class DIN(nn.Module):
         else:
             pair = torch.cat([behaviour, behaviour * candidate.index_select(0, row)], 1)
             hidden = F.linear(pair, torch.cat([key + difference, product], 1)) + per_sample
-        weight = self.rest(hidden).squeeze(1).float()
+        weight = full(self.rest(hidden).squeeze(1))
         bias = history.heads[0].bias
         return history.pool(weight if bias is None else weight * torch.exp(bias))
 
@@ -100,8 +100,8 @@ class TIN(nn.Module):
 
 
 def _groups(values: Tensor, weight: Tensor) -> bool:
-    """Whether torch multiplies groups of rows by matrices of their own: on the CPU, rows of whole 16 bytes."""
-    known = values.device.type == "cpu" and hasattr(F, "grouped_mm")
+    """Whether torch multiplies groups of rows by matrices of their own: on the CPU, float32 rows of whole 16 bytes."""
+    known = values.device.type == "cpu" and values.dtype == torch.float32 and hasattr(F, "grouped_mm")
     return known and not shapes_are_fixed() and values.numel() > 0 and all(size % 4 == 0 for size in weight.shape)
 
 

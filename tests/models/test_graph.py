@@ -51,6 +51,8 @@ def _planted(path: Path) -> Path:
         np.save(folder / "item.npy", target)
         label = rng.random(len(user)) < np.where(community[target] == mine[user], 0.9, 0.1)
         np.save(folder / "label.click.npy", label.astype(np.int8))
+        if split != "train":  # a split by time
+            np.save(folder / "time.npy", np.load(folder / "time.npy") + 6_000)
     return path
 
 

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import pytest
 import torch
+from torch import Tensor, nn
 
 from lsm_cli.models.numeric import Numeric
 from lsm_cli.models.tower import Cross, Tower
 from lsm_cli.options import ModelOptions
+from tests.models.test_interest import agree
 
 OPTIONS = [
     {},
@@ -77,14 +81,31 @@ def test_leaving_out_what_no_sample_moves_changes_no_logit(options: dict) -> Non
     assert sum(p.numel() for p in tower.parameters()) < sum(p.numel() for p in whole.parameters())
 
 
-def test_cross_equals_its_equation() -> None:
+def _crossed(cross: Cross, first: Tensor) -> Tensor:
     """x_{l+1} = x_0 ⊙ (U_l V_l x_l + b_l) + x_l (arXiv 2008.13535, eq. 2)."""
-    torch.manual_seed(0)
-    cross, first = Cross(width=12, layers=2, rank=3), torch.randn(5, 12)
     value = first
     for down, up in zip(cross.down, cross.up, strict=True):
-        value = first * (value @ down.weight.T @ up.weight.T + up.bias) + value
-    torch.testing.assert_close(cross(first), value)
+        value = first * (up.weight @ (down.weight @ value) + up.bias) + value
+    return value
+
+
+def _fed(layers: Iterable[nn.Module], value: Tensor) -> Tensor:
+    for layer in layers:
+        if isinstance(layer, nn.Linear):
+            value = torch.relu(layer.weight @ value + layer.bias)
+    return value
+
+
+def _written(tower: Tower, value: Tensor, target: int) -> Tensor:
+    """A target's logit for one row. Experts: f^τ(x) = Σ_k softmax(W^τ x)_k f_k(x) (KDD'18, eq. 6 and 7)."""
+    for part in tower.shared:
+        value = _crossed(part, value) if isinstance(part, Cross) else _fed([part], value)
+    if tower.experts is not None:
+        gate = torch.softmax(tower.experts.gates.weight[3 * target : 3 * target + 3] @ value, 0)
+        value = sum(share * _fed(expert, value) for share, expert in zip(gate, tower.experts.experts, strict=True))
+    if tower.own:
+        value = _fed(tower.own[target], value)
+    return tower.heads.weight[target] @ value + tower.heads.bias[target]
 
 
 def _tower(options: dict, common: int = 7, found: int = 3, targets: int = 2) -> Tower:
@@ -120,17 +141,16 @@ def test_without_a_history_there_is_only_what_all_see(options: dict) -> None:
     assert _tower(options, found=0)([torch.randn(6, 7)], []).shape == (6, 2)
 
 
-def test_experts_equal_their_equation() -> None:
-    """f^τ(x) = Σ_k softmax(W^τ x)_k f_k(x), row by row (KDD'18, eq. 6 and 7)."""
-    tower = _tower({"experts": 3, "cross": 0, "quiet": False})
-    features = torch.randn(5, 10)
-    logits = tower([features[:, :7]], [features[:, 7:]])
-    for row, x in enumerate(features):
-        for target in range(2):
-            gate = torch.softmax(tower.experts.gates.weight[3 * target : 3 * target + 3] @ x, 0)
-            mixed = sum(g * expert(x) for g, expert in zip(gate, tower.experts.experts, strict=True))
-            wanted = tower.heads.weight[target] @ mixed + tower.heads.bias[target]
-            torch.testing.assert_close(logits[row, target], wanted)
+@FORMS
+@pytest.mark.parametrize("readings", [1, 2])
+def test_towers_equal_their_equation(options: dict, readings: int) -> None:
+    """Row by row, target by target, of one reading of the history for all or one for each."""
+    tower = _tower({**options, "quiet": False}).double()
+    common, *found = (torch.randn(5, n, dtype=torch.float64, requires_grad=True) for n in (7, *[3] * readings))
+    each = found if readings == 2 else found * 2
+    rows = [[_written(tower, torch.cat([common[b], each[t][b]]), t) for t in range(2)] for b in range(5)]
+    literal = torch.stack([torch.stack(row) for row in rows])
+    agree(tower([common], found), literal, [common, *found], list(tower.parameters()))
 
 
 def test_towers_of_their_own_share_nothing_above_the_bottom() -> None:

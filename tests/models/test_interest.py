@@ -17,7 +17,7 @@ from lsm_cli.errors import InputError
 from lsm_cli.kernels.ragged import Occurrences, Segments
 from lsm_cli.models.heads import Heads, groups
 from lsm_cli.models.history import History, Part
-from lsm_cli.models.interest import TIN, StackedTIN
+from lsm_cli.models.interest import DIN, TIN, StackedTIN, _groups
 
 FIELDS, SHARED, DIM = ["item", "category1", "scenario", "action"], ["item", "category1", "scenario"], 4
 WIDTH = DIM * len(FIELDS)
@@ -25,10 +25,18 @@ GROUPS = [["item", "action"], ["category1"], ["item", "category1", "scenario", "
 
 
 class Drawn:
-    """Random ragged histories in float64: what a space would hand to a reader, and the same written out."""
+    """Random ragged histories: what a space would hand to a reader, and the same written out."""
 
-    def __init__(self, lengths: Sequence[int], wanted: list[list[str]], seed: int = 0, decoupled: int = 0) -> None:
+    def __init__(
+        self,
+        lengths: Sequence[int],
+        wanted: list[list[str]],
+        seed: int = 0,
+        decoupled: int = 0,
+        dtype: torch.dtype = torch.float64,
+    ) -> None:
         torch.manual_seed(seed)
+        self.dtype = dtype
         self.lengths, total = list(lengths), sum(lengths)
         self.segments = Segments(torch.tensor([0, *lengths]).cumsum(0))
         self.masks = {name: torch.rand(total) < 0.3 for name in SHARED}
@@ -38,7 +46,7 @@ class Drawn:
         self.own = self._space(decoupled) if decoupled else None
 
     def leaf(self, *shape: int) -> Tensor:
-        made = torch.randn(*shape, dtype=torch.float64, requires_grad=True)
+        made = torch.randn(*shape, dtype=self.dtype, requires_grad=True)
         self.leaves.append(made)
         return made
 
@@ -49,7 +57,7 @@ class Drawn:
             for _ in FIELDS
         ]
         time = Part(self.leaf(5, width), Occurrences(torch.randint(1, 5, (total,)), 5, self.segments, "reference"))
-        heads = Heads(self.wanted, FIELDS, dim, SHARED, True).double()
+        heads = Heads(self.wanted, FIELDS, dim, SHARED, True).to(self.dtype)
         for bias in heads.bias:
             bias.weight.data = torch.randn_like(bias.weight)
         query = self.leaf(len(self.lengths), width)
@@ -105,7 +113,9 @@ class Drawn:
 
 
 def agree(ours: Tensor, literal: Tensor, leaves: list[Tensor], parameters: list[Tensor]) -> None:
-    torch.testing.assert_close(ours, literal, rtol=1e-9, atol=1e-9)
+    """Value and gradient."""
+    loose = 1 if ours.dtype == torch.float64 else 10_000
+    torch.testing.assert_close(ours, literal, rtol=1e-9 * loose, atol=1e-9 * loose)
     weight = torch.randn_like(ours)
     inputs = [*leaves, *parameters]
     for mine, other, leaf in zip(
@@ -115,9 +125,38 @@ def agree(ours: Tensor, literal: Tensor, leaves: list[Tensor], parameters: list[
         strict=True,
     ):
         zero = torch.zeros_like(leaf)
-        torch.testing.assert_close(
-            zero if mine is None else mine, zero if other is None else other, rtol=1e-7, atol=1e-8
-        )
+        found = (zero if gradient is None else gradient for gradient in (mine, other))
+        torch.testing.assert_close(*found, rtol=1e-7 * loose, atol=1e-8 * loose)
+
+
+def _din(reader: DIN, behaviours: Tensor, candidate: Tensor, bias: Tensor) -> Tensor:
+    found = 0 * candidate
+    for behaviour, match in zip(behaviours, bias, strict=True):
+        value = torch.cat([behaviour, candidate, behaviour - candidate, behaviour * candidate])
+        value = reader.first.weight @ value + reader.first.bias
+        for leak, linear in zip(reader.rest[::2], reader.rest[1::2], strict=True):
+            value = linear.weight @ torch.where(value > 0, value, leak.weight * value) + linear.bias
+        found = found + value * torch.exp(match) * behaviour
+    return found
+
+
+@pytest.mark.parametrize("lengths", [[3, 0, 1, 5], [2], [0, 0]], ids=str)
+@pytest.mark.parametrize("hidden", [[8], [8, 4], [6, 3]], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+def test_din_equals_its_equation(lengths: list[int], hidden: list[int], dtype: torch.dtype) -> None:
+    """u = Σ_i a([ẽ_i, ṽ, ẽ_i - ṽ, ẽ_i ⊙ ṽ]) ẽ_i (arXiv 1706.06978), by groups of rows in float32 and by pairs."""
+    drawn = Drawn(lengths, [FIELDS], dtype=dtype)
+    history, candidate, query = drawn.history()
+    reader = DIN(WIDTH, hidden).to(dtype)
+    for parameter in reader.parameters():  # slopes of their own, of either sign
+        parameter.data += 0.3 * torch.randn_like(parameter)
+    grouped = dtype == torch.float32 and hidden[0] % 4 == 0 and sum(lengths) > 0
+    assert _groups(history.positions(), reader.first.weight.chunk(4, 1)[0]) == grouped
+    ours = reader(history, candidate, query)
+    again = drawn.history()[0]  # a graph of its own
+    own = zip(again.positions().split(lengths), candidate, again.heads[0].bias.split(lengths), strict=True)
+    literal = torch.stack([_din(reader, *parts) for parts in own])
+    agree(ours, literal, drawn.leaves, [*(bias.weight for bias in drawn.space["heads"].bias), *reader.parameters()])
 
 
 @settings(max_examples=15, deadline=None)
