@@ -277,7 +277,7 @@ class Setup:
         if model.graph_dim:
             lines.append(
                 f"item graph {model.graph_dim} directions of what occurs within {model.graph_window} behaviours "
-                "before the last training request"
+                "before the last training request, and each user's first held-out one"
             )
         lines.append(f"targets    {', '.join(self.targets)}")
         if not self.reads_history:
