@@ -99,7 +99,7 @@ def main() -> None:
                 entry = results.setdefault(f"{name}@{k}", {"seeds": {}})
                 if str(seed) in entry["seeds"]:
                     continue
-                options = [f"search.top_k={k}", f"search.hard_k={min(25, k)}", *arguments.set]
+                options = [f"search.top_k={k}", f"search.hard_k={min(25, k // 2)}", *arguments.set]
                 shuffled = arguments.shuffled and seed == arguments.seeds[0]
                 entry["batch_seconds"] = batch_seconds(
                     arguments.data, SEARCHERS[name], [f"model.max_len={k}", *options]
