@@ -343,6 +343,9 @@ class Recipe(Options):
                 f"search.method: {self.search.method} goes by the attention of tin, stacked_tin or mhta; set "
                 "model.sequence"
             )
+        for name in ("within_days", "scenarios", "domains"):
+            if self.search.method in BY_ATTENTION and getattr(self.search, name):
+                yield f"search.{name}: only a hard search leaves behaviours out; use search.method=hard, or drop it"
         if not self.model.max_len and (self.search.method != "none" or self.search.source):
             yield (
                 "model.max_len: 0 reads nothing, whatever a search finds; set it to 1 or more, which limits no search"

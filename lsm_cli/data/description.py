@@ -13,7 +13,7 @@ from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BeforeValidator, Field, PrivateAttr, ValidationError, model_validator
+from pydantic import BeforeValidator, Field, PrivateAttr, ValidationError, field_validator, model_validator
 
 from lsm_cli.data.parts import Files, Label, Mapping, Names, Part, Role, Time, named
 from lsm_cli.data.wording import hint, plain
@@ -129,9 +129,17 @@ class FromEvents(Part):
     its domain, but for those that are positives of the same user at the same time."""
 
     positive: Names = Field(default_factory=list)  # actions; every event when empty
-    negatives: int = Field(default=1, ge=1, le=1000)
+    negatives: int = Field(default=1, ge=1, le=1000, strict=True)
     draw: Literal["popularity", "uniform"] = "popularity"
-    seed: int = 0
+    seed: int = Field(default=0, strict=True)
+
+    @field_validator("positive")
+    @classmethod
+    def _once(cls, names: list[str]) -> list[str]:
+        twice = next((name for name in names if names.count(name) > 1), None)
+        if twice is not None:
+            raise ValueError(f"{twice!r} is there twice; name each action once")
+        return names
 
 
 class Samples(Files):

@@ -17,6 +17,7 @@ from lsm_cli.tuning.space import applied
 from lsm_cli.tuning.study import Tuning, kind
 
 BEST = "best.toml"
+APART = 10  # different trials, whose best tenth is one
 
 
 @dataclass(frozen=True)
@@ -121,8 +122,11 @@ def leading(plan: Plan, trials: list[FrozenTrial], most: int) -> list[FrozenTria
 def importances(tuning: Tuning) -> dict[str, float]:
     """Share of each option in what sets the best tenth of the trials apart (PED-ANOVA, arXiv 2304.10255).
 
-    By the first objective, over the trials that were trained to their end; empty until enough of them have differed.
+    By the first objective, over the trials that were trained to their end; empty until `APART` of them have differed.
     """
+    ended = tuning.study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+    if len({repr(sorted(trial.params.items())) for trial in ended}) < APART:
+        return {}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:

@@ -125,3 +125,10 @@ def test_attention_cannot_be_decoupled_where_there_is_none() -> None:
         recipes.load("mean_pool", ["model.attention_dim=4"])
     with pytest.raises(InputError, match="goes by the attention"):
         recipes.load("dnn", ["search.method=soft"])
+
+
+@pytest.mark.parametrize("name", ["twin", "eta", "hybrid"])
+@pytest.mark.parametrize("limit", ["search.within_days=1", 'search.scenarios=["feed"]', 'search.domains=["ad"]'])
+def test_a_search_by_attention_refuses_limits_that_it_does_not_keep(name: str, limit: str) -> None:
+    with pytest.raises(InputError, match="only a hard search leaves behaviours out"):
+        recipes.load(name, [limit])

@@ -39,16 +39,16 @@ def no_matplotlib(study: Any, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="module")
 def study(small_store: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
-    """Six trials that are trained to their end, one worker."""
+    """Ten trials that are trained to their end, one worker."""
     out = tmp_path_factory.mktemp("tune") / "study"
-    return out, found(tune(small_store, out, "--trials", 6, "--pruner", "none", "--json"))
+    return out, found(tune(small_store, out, "--trials", 10, "--pruner", "none", "--json"))
 
 
 def test_the_best_trial_is_the_best_and_its_recipe_trains_as_it_is(
     study: tuple[Path, dict[str, Any]], small_store: Path, tmp_path: Path
 ) -> None:
     out, value = study
-    assert value["trials"]["complete"] == 6 and value["trials"]["pruned"] == value["trials"]["failed"] == 0
+    assert value["trials"]["complete"] == 10 and value["trials"]["pruned"] == value["trials"]["failed"] == 0
     assert value["best"]["value"] == max(trial.value for trial in trials(out))
     assert value["baseline"]["trial"] == 0 and value["baseline"]["params"]["model.layers"] == 2
     assert sum(value["importances"].values()) == pytest.approx(1)
@@ -87,7 +87,7 @@ def test_what_a_study_leaves(study: tuple[Path, dict[str, Any]]) -> None:
     ranked = sorted(trials(out), key=lambda trial: -trial.value)
     assert weights == {trial.number for trial in ranked[:3]}
     assert not list(out.glob("trials/*/state.pt"))
-    assert len(list(out.glob("trials/*/result.json"))) == 6
+    assert len(list(out.glob("trials/*/result.json"))) == 10
     assert value["storage"].endswith("journal.log")
     best = out / "trials" / f"{value['best']['trial']:04d}"
     assert CliRunner().invoke(app, ["eval", str(best), "--json"]).exit_code == 0, "a trial is a run"
@@ -110,7 +110,7 @@ def test_trials_of_other_loss_weights_are_judged_alike(small_store: Path, tmp_pa
 def test_the_same_seed_repeats_and_another_does_not(
     study: tuple[Path, dict[str, Any]], small_store: Path, tmp_path: Path
 ) -> None:
-    assert tune(small_store, tmp_path / "b", "--trials", 6, "--pruner", "none").exit_code == 0
+    assert tune(small_store, tmp_path / "b", "--trials", 10, "--pruner", "none").exit_code == 0
     assert outcome(tmp_path / "b") == outcome(study[0])
     assert tune(small_store, tmp_path / "c", "--trials", 2, "--pruner", "none", "--seed", 1).exit_code == 0
     assert [entry[2] for entry in outcome(tmp_path / "c")[1:]] != [entry[2] for entry in outcome(study[0])[1:2]]
@@ -123,9 +123,9 @@ def test_a_finished_study_is_not_repeated_and_goes_on_to_more_trials(
     before = outcome(out)
     assert tune(small_store, out, "--trials", 4, "--pruner", "none").exit_code == 0
     assert outcome(out) == before
-    result = tune(small_store, out, "--trials", 7, "--pruner", "none")
-    assert "6 of 7 trials have ended already" in result.stderr
-    assert outcome(out)[:6] == before and len(outcome(out)) == 7
+    result = tune(small_store, out, "--trials", 11, "--pruner", "none")
+    assert "10 of 11 trials have ended already" in result.stderr
+    assert outcome(out)[:10] == before and len(outcome(out)) == 11
 
 
 def test_kill_nine_and_the_same_command_equal_an_unbroken_study(

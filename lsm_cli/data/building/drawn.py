@@ -24,6 +24,7 @@ from lsm_cli.data.building.vocabulary import Vocabulary
 from lsm_cli.data.building.workspace import Workspace
 from lsm_cli.data.description import SPLITS, FromEvents
 from lsm_cli.data.store import MISSING
+from lsm_cli.errors import InputError
 
 _EVENT = 4 * 8  # bytes of memory for each event remembered: packed into 8, and they may take a quarter
 _CHUNK = 1 << 17  # positives at a time; part of what a seed means
@@ -102,15 +103,17 @@ def draw_samples(encoded: Encoded, collector: Collector, requests: Requests, wor
     """
     options, targets, found = collector.options, collector.positives.targets, collector.columns
     baskets, each = Baskets.gather(found["user"], found["time"], found["item"]), options.negatives
+    if not collector.met.choice:
+        raise InputError("samples.from_events: negatives need a second item in a domain, and each has only one")
     urn = Urn(collector.met, collector.packing, collector.remembered, baskets)
-    found |= {"pool": urn.pools(collector.domain(found)), "basket": baskets.of}
+    found |= {"pool": collector.domain(found), "basket": baskets.of}
     met, free = _weigh(urn, found)
     kept = met & (free > 0)
     if not kept.all():
         where = " in its domain" if "domain" in found else ""
         for lost, reason in (
             (~met, f"of an item that nobody had met{where}"),
-            (met & ~kept, "from before there was a choice of items"),
+            (met & ~kept, f"from before there was a choice of items{where}"),
         ):
             if lost.any():
                 requests.drop(lost, reason)

@@ -9,9 +9,7 @@ import numpy as np
 
 from lsm_cli.data.building.baskets import SHIFT, Baskets
 from lsm_cli.data.building.radix import radix_order
-from lsm_cli.errors import InputError
 
-EVERYWHERE = 0  # stands for all domains; no domain has this id
 _TRIES = 16
 
 
@@ -43,16 +41,14 @@ class FirstMet:
         self.key = np.insert(self.key, at[~known], key[~known])
         self.time = np.insert(self.time, at[~known], first[~known])
 
-    def single(self) -> np.ndarray:
-        """Domains of only one item."""
-        domains, items = np.unique(self.key >> self.bits, return_counts=True)
-        return domains[items == 1]
+    @property
+    def choice(self) -> bool:
+        """Whether any domain has a second item."""
+        domain = self.key >> self.bits
+        return bool((domain[1:] == domain[:-1]).any())
 
     def items_of(self, domain: int) -> tuple[np.ndarray, np.ndarray]:
         """A domain's items, int32 ascending, and when each is first met."""
-        if domain == EVERYWHERE:
-            item, time = _earliest(self.key & (1 << self.bits) - 1, self.time)
-            return item.astype(np.int32), time
         here = slice(*self.key.searchsorted([domain << self.bits, domain + 1 << self.bits]))
         return (self.key[here] & (1 << self.bits) - 1).astype(np.int32), self.time[here]
 
@@ -128,8 +124,6 @@ class Remembered:
 
     def events_of(self, domain: int) -> np.ndarray:
         """A domain's events, packed and ascending: int64."""
-        if domain == EVERYWHERE and domain not in self._packed:
-            self._packed[domain] = np.concatenate([*self._packed.values()])
         if domain not in self._sorted:
             self._packed[domain].sort()
             self._sorted.add(domain)
@@ -217,26 +211,14 @@ class Pool:
 
 
 class Urn:
-    """The pools of all domains. For a domain of one item it is that of all of them."""
+    """The pools of all domains."""
 
     def __init__(self, met: FirstMet, packing: Packing, remembered: Remembered | None, baskets: Baskets) -> None:
         self.met, self.packing, self.remembered, self.baskets = met, packing, remembered, baskets
         self._pools: dict[int, Pool] = {}
 
-    def pools(self, domain: np.ndarray) -> np.ndarray:
-        """The number of the pool that negatives of these domains come from, [n]."""
-        return np.where(np.isin(domain, self.met.single()), EVERYWHERE, domain)
-
-    def pool(self, number: int) -> Pool:
-        """One of the pools, by its number.
-
-        Raises:
-            InputError: it has but one item.
-        """
-        if number not in self._pools:
-            items, met = self.met.items_of(number)
-            if len(items) < 2:
-                raise InputError("samples.from_events: negatives need a second item, the events have only one")
-            popular = None if self.remembered is None else self.remembered.events_of(number)
-            self._pools[number] = Pool(items, met, popular, self.packing, self.baskets)
-        return self._pools[number]
+    def pool(self, domain: int) -> Pool:
+        if domain not in self._pools:
+            popular = None if self.remembered is None else self.remembered.events_of(domain)
+            self._pools[domain] = Pool(*self.met.items_of(domain), popular, self.packing, self.baskets)
+        return self._pools[domain]
