@@ -325,7 +325,7 @@ class Recipe(Options):
         if self.model.attention_dim and self.model.sequence not in ATTENTIVE:
             yield "model.attention_dim: only tin and stacked_tin have an attention to decouple; set it to 0"
         if self.model.heads and self.model.sequence not in ATTENTIVE:
-            yield "model.heads: only tin and stacked_tin have attention heads; leave it empty"
+            yield "model.heads: only heads of tin and stacked_tin see fields of their own; leave it empty"
         if len(set(self.model.temporal)) < len(self.model.temporal):
             yield "model.temporal: an encoding is there twice; name each once"
         if self.model.action_bias and self.model.sequence in ("none", "mean", "sdim"):
