@@ -169,18 +169,7 @@ class Samples(Files):
     def _consistent(self) -> Samples:
         found = []
         if self.from_events:
-            given = {
-                "path",
-                "user",
-                "item",
-                "time",
-                "labels",
-                "target",
-                "label",
-                "value",
-                "propensity",
-                "truth",
-            } & self.model_fields_set
+            given = self.model_fields_set - {"from_events", "statistics", "layout"}
             if given:
                 found.append(f"from_events makes the samples, so {' and '.join(sorted(given))} must go")
             if self.layout == "lists":

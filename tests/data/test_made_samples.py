@@ -258,6 +258,14 @@ def test_an_action_that_is_named_twice_is_refused(tmp_path: Path) -> None:
         build(tmp_path, from_events(positive=["buy", "buy"]))
 
 
+def test_columns_of_samples_that_are_made_are_refused(tmp_path: Path) -> None:
+    write(tmp_path, "events", log(50))
+    raw = from_events()
+    raw["samples"] |= {"fields": {"brand": "brand"}, "scenario": "x"}
+    with pytest.raises(InputError, match="from_events makes the samples, so fields and scenario must go"):
+        build(tmp_path, raw)
+
+
 def test_one_item_leaves_nothing_to_draw(tmp_path: Path) -> None:
     write(tmp_path, "events", log(50, items=2))
     with pytest.raises(InputError, match="negatives need a second item"):
