@@ -11,6 +11,9 @@ BY_ATTENTION = ("soft", "eta", "sdim", "hybrid")  # searches that go by a model'
 ATTENTIVE = ("tin", "stacked_tin")  # readers whose attention may see some fields, or embeddings of its own
 SEARCHING = (*ATTENTIVE, "mhta")  # readers that have one
 ENCODED = ("sasrec", "stca", "hstu")  # readers that transform a history before the candidate comes in
+LAYERED = ("stacked_tin", "bst", "hstu", "stca", "sasrec")  # readers with model.layers
+HEADED = ("mhta", "bst", "hstu", "stca", "sasrec")  # readers with model.block_heads
+SORTING = ("bst", "hstu", "sasrec", "sdim")  # readers that sort what they read, so that no shape is fixed
 
 Width = Annotated[int, Field(ge=1, le=1 << 16, strict=True)]
 Days = Annotated[float, Field(gt=0, le=1e6, strict=True)]

@@ -23,7 +23,7 @@ from lsm_cli.engine import trace
 from lsm_cli.engine.device import Compute
 from lsm_cli.kernels import ragged
 from lsm_cli.models.ranking import RankingModel
-from lsm_cli.options import Recipe
+from lsm_cli.options import SORTING, Recipe
 
 STEPS = 4  # classes of sizes between a power of two and the next
 MOST = 16  # graphs kept; the oldest makes room
@@ -32,10 +32,8 @@ WARMUP = 3  # runs before a capture, in which libraries and kernels are made rea
 
 def obstacle(recipe: Recipe) -> str | None:
     """Why a recipe's scoring cannot be of fixed shape, in words; None = it can."""
-    if recipe.model.sequence in ("bst", "hstu", "sasrec"):
-        return f"{recipe.model.sequence} sorts histories by their lengths, which takes the host"
-    if recipe.model.sequence == "sdim":
-        return "the buckets that sdim reads are of any size"
+    if recipe.model.sequence in SORTING:
+        return f"{recipe.model.sequence} sorts what it reads, which takes the host"
     if recipe.engine.table_tier != "device":
         return "rows of tables that the device holds in part are fetched by the host"
     return None

@@ -24,14 +24,12 @@ from lsm_cli.models.heads import groups
 from lsm_cli.models.ranking import RankingModel
 from lsm_cli.models.scorer import Scorer
 from lsm_cli.models.two_tower import TwoTower, sides
-from lsm_cli.options import BY_ATTENTION, ENCODED, SEARCHING, Recipe
+from lsm_cli.options import BY_ATTENTION, ENCODED, HEADED, LAYERED, SEARCHING, Recipe
 from lsm_cli.search.hard import ANY, HardOptions
 from lsm_cli.search.matches import MatchStatistics
 from lsm_cli.search.plan import hard_options
 
 RESIDENT_SHARE = 0.25  # of a GPU's memory, that a store's columns may take
-LAYERLESS = ("none", "mean", "din", "tin", "mhta", "sdim")  # readers without layers
-HEADED = ("mhta", "bst", "hstu", "stca", "sasrec")  # readers with model.block_heads
 EVERYTHING = 1 << 40  # behaviours, more than anybody has
 
 
@@ -155,7 +153,7 @@ class Setup:
             reasons["max_len"] = "a search reads what it finds; search.reach says how far back"
         if model.sequence == "none" or not model.temporal:
             reasons["time_tables"] = "no time is encoded"
-        if model.sequence in LAYERLESS:
+        if model.sequence not in LAYERED:
             reasons["layers"] = f"{model.sequence} has none"
         if model.sequence not in HEADED:
             reasons["block_heads"] = f"{model.sequence} has none of these"

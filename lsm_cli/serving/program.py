@@ -28,12 +28,11 @@ from lsm_cli.embedding.tables import Table
 from lsm_cli.errors import InputError
 from lsm_cli.kernels import ragged
 from lsm_cli.models.ranking import RankingModel
-from lsm_cli.options import BY_ATTENTION, Recipe
+from lsm_cli.options import BY_ATTENTION, SORTING, Recipe
 from lsm_cli.serving.scorer import padded
 
 Inputs = dict[str, Any]
 DTYPES = ("fp32", "bf16", "int8")
-SORTING = ("bst", "hstu", "sdim")  # readers that lay histories out by their lengths, or behaviours by their buckets
 
 
 def check(recipe: Recipe) -> None:

@@ -9,10 +9,9 @@ import numpy as np
 from lsm_cli.engine.setup import Setup
 from lsm_cli.models.graph import with_graph
 from lsm_cli.models.heads import groups
-from lsm_cli.options import ATTENTIVE
+from lsm_cli.options import ATTENTIVE, LAYERED
 from lsm_cli.search.hard import ANY
 
-LAYERED = ("bst", "hstu", "stca", "sasrec")  # readers with layers, beside stacked_tin
 STACKED, SEARCHES, DOES_NOT = "model.sequence=stacked_tin", "search.method!=none", "search.method=none"
 
 

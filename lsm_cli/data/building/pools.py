@@ -106,7 +106,6 @@ class Remembered:
         self.kept = min(most, self.events)
         self._packed = {code: np.empty(self._share(number), np.int64) for code, number in counts.items()}
         self._seen = dict.fromkeys(counts, 0)
-        self._sorted: set[int] = set()
 
     def _share(self, number: int) -> int:
         """How many of a domain's first events are remembered; the very first always is."""
@@ -123,10 +122,8 @@ class Remembered:
             self._seen[code] = upto
 
     def events_of(self, domain: int) -> np.ndarray:
-        """A domain's events, packed and ascending: int64."""
-        if domain not in self._sorted:
-            self._packed[domain].sort()
-            self._sorted.add(domain)
+        """A domain's events, packed, and now ascending: int64."""
+        self._packed[domain].sort()
         return self._packed[domain]
 
 
